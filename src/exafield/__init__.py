@@ -1,0 +1,3 @@
+"""Scientific deep learning at scale."""
+
+__version__ = "0.1.0"
