@@ -1,0 +1,205 @@
+"""Private process groups: the only place that touches torch's process-group objects.
+
+A channel is made on all its ranks together and driven by one thread at a time, but for `receive`, which may
+block in a thread of its own. The default process group of torch.distributed is never used, so a program that has
+one of its own is not disturbed.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Op = Literal["sum", "max", "min", "band", "bor"]
+
+_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "max": dist.ReduceOp.MAX,
+    "min": dist.ReduceOp.MIN,
+    "band": dist.ReduceOp.BAND,
+    "bor": dist.ReduceOp.BOR,
+}
+
+# Sends kept alive before the oldest is waited for; by then its receiver has long taken it (our choice).
+_SENDS_IN_FLIGHT = 64
+
+
+class Pending(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> None:
+        """Returns when the result is there (on CUDA: when the current stream will wait for it)."""
+        ...
+
+    def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
+        """Calls `callback` once, from any thread, with the error or None."""
+        ...
+
+
+class Channel(Protocol):
+    """What :class:`exafield.World` and the reducer need of a process group."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Pending:
+        """Reduces `tensor` in place over all ranks."""
+        ...
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Pending:
+        """Overwrites `tensor` in place by that of `root`."""
+        ...
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks (equal shapes), in rank order."""
+        ...
+
+    def send(self, to: int, tensor: Tensor) -> None:
+        """Hands `tensor` over for `to`; does not wait for the receiver."""
+        ...
+
+    def receive(self, tensor: Tensor) -> int:
+        """Fills `tensor` with the next message from anyone and returns the sender. Blocks."""
+        ...
+
+    def drain(self) -> None:
+        """Returns when all sends have been taken by their receivers."""
+        ...
+
+
+class _Done:
+    """A finished collective."""
+
+    def wait(self) -> None:
+        return
+
+    def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
+        callback(None)
+
+
+class LoopbackChannel:
+    """One process alone, or one process standing for `size` identical ones in lockstep."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Pending:
+        if op == "sum" and self.size > 1:
+            tensor.mul_(self.size)
+        return _Done()
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Pending:
+        return _Done()
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.clone() for _ in range(self.size)]
+
+    def send(self, to: int, tensor: Tensor) -> None:
+        raise ValueError(f"no rank {to} to send to: this process is alone")
+
+    def receive(self, tensor: Tensor) -> int:
+        raise ValueError("nobody to receive from: this process is alone")
+
+    def drain(self) -> None:
+        return
+
+
+class _Work:
+    """A collective of torch under way."""
+
+    def __init__(self, work: Any, keep: object) -> None:
+        self._work, self._keep = work, keep
+
+    def wait(self) -> None:
+        self._work.wait()
+
+    def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
+        def finished(future: Any) -> None:
+            error: BaseException | None = None
+            try:
+                future.value()
+            except Exception as caught:
+                error = caught
+            callback(error)
+
+        self._work.get_future().add_done_callback(finished)
+
+
+class ProcessGroupChannel:
+    """A channel over gloo (any device's host) or NCCL (CUDA tensors).
+
+    Args:
+        store: rendezvous store; its prefix must be this channel's alone.
+        timeout: of every collective [s].
+    """
+
+    def __init__(
+        self, store: Any, rank: int, size: int, timeout: float, backend: Literal["gloo", "nccl"] = "gloo"
+    ) -> None:
+        self.rank, self.size = rank, size
+        limit = timedelta(seconds=timeout)
+        if backend == "gloo":
+            self._group: Any = dist.ProcessGroupGloo(store, rank, size, limit)
+        else:
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = limit
+            self._group = dist.ProcessGroupNCCL(store, rank, size, options)
+        self._sends: deque[tuple[Any, Tensor]] = deque()
+
+    def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Pending:
+        options = dist.AllreduceOptions()
+        options.reduceOp = _OPS[op]
+        return _Work(self._group.allreduce([tensor], options), tensor)
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Pending:
+        options = dist.BroadcastOptions()
+        options.rootRank = root
+        options.rootTensor = 0
+        return _Work(self._group.broadcast([tensor], options), tensor)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        out = [torch.empty_like(tensor) for _ in range(self.size)]
+        self._group.allgather([out], [tensor.contiguous()]).wait()
+        return out
+
+    def send(self, to: int, tensor: Tensor) -> None:
+        self._sends.append((self._group.send([tensor], to, 0), tensor))
+        if len(self._sends) > _SENDS_IN_FLIGHT:
+            self._sends.popleft()[0].wait()
+
+    def receive(self, tensor: Tensor) -> int:
+        work = self._group.recv_anysource([tensor], 0)
+        work.wait()
+        return int(work._source_rank())
+
+    def drain(self) -> None:
+        while self._sends:
+            self._sends.popleft()[0].wait()
+
+
+def gather_json(channel: Channel, obj: object) -> list[Any]:
+    """Every rank's `obj` (anything JSON can hold), in rank order, on every rank."""
+    payload = bytearray(json.dumps(obj).encode())
+    lengths = [int(n) for n in channel.all_gather(torch.tensor([len(payload)]))]
+    padded = torch.zeros(max(1, *lengths), dtype=torch.uint8)
+    if payload:
+        padded[: len(payload)] = torch.frombuffer(payload, dtype=torch.uint8)
+    rows = channel.all_gather(padded)
+    return [json.loads(bytes(row[:n].tolist())) for row, n in zip(rows, lengths, strict=True)]
+
+
+def broadcast_json(channel: Channel, obj: object, root: int = 0) -> Any:
+    """`root`'s `obj` (anything JSON can hold) on every rank."""
+    payload = bytearray(json.dumps(obj).encode()) if channel.rank == root else bytearray()
+    length = torch.tensor([len(payload)])
+    channel.broadcast(length, root).wait()
+    data = torch.zeros(int(length), dtype=torch.uint8)
+    if channel.rank == root:
+        data = torch.frombuffer(payload, dtype=torch.uint8)
+    channel.broadcast(data, root).wait()
+    return json.loads(bytes(data.tolist()))

@@ -1,0 +1,104 @@
+"""Tells a rank that another one has died, stopped or given up.
+
+Each rank counts up a beat in the rendezvous store and listens to its right-hand neighbour's; anyone can write
+an abort message there, and everyone reads it. This works beside the process groups, so that a rank that waits
+for a peer inside a collective still learns that the peer is gone.
+"""
+
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+# Seconds between beats; stretched with the number of ranks so that the store serves about a thousand requests
+# a second at most (our choice).
+_INTERVAL = 2.0
+_RANKS_PER_INTERVAL = 1024
+# What a rank that knows of an abort may still take to leave by itself before it is ended (our choice) [s].
+_GRACE = 15.0
+
+_LEFT = b"left"
+
+
+class WorldAborted(RuntimeError):
+    """Another rank gave up, died or stopped; the message says which and why."""
+
+
+class Watchdog:
+    """Beats for this rank, listens to the next, and passes abort messages on.
+
+    Args:
+        store: a store client of its own (its calls never wait behind another thread's).
+        rank, size: of the whole world.
+        patience: silence of the neighbour after which the run is ended [s].
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, patience: float) -> None:
+        self.store, self.rank, self.size, self.patience = store, rank, size, patience
+        self.reason: str | None = None
+        self.interval = _INTERVAL * max(1.0, size / _RANKS_PER_INTERVAL)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="exafield-watchdog", daemon=True)
+        self._thread.start()
+
+    def abort(self, reason: str) -> None:
+        """Tells every rank to stop. The first reason given stays."""
+        if self.reason is None:
+            self.reason = reason
+            try:
+                if not self.store.check(["abort"]):
+                    self.store.set("abort", reason)
+            except RuntimeError:
+                pass  # the store's host is gone: its other clients notice that by themselves
+
+    def check(self) -> None:
+        """Raises WorldAborted if the run has ended anywhere."""
+        if self.reason is not None:
+            raise WorldAborted(self.reason)
+
+    def leave(self) -> None:
+        """Says goodbye, so that nobody takes the silence for death. Idempotent."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        try:
+            self.store.set(f"beat/{self.rank}", _LEFT)
+        except RuntimeError:
+            pass  # nobody is left to tell
+
+    def _watch(self) -> None:
+        beat, heard, since = 0, b"", time.monotonic()
+        neighbour = (self.rank + 1) % self.size
+        while not self._stop.wait(self.interval):
+            try:
+                beat += 1
+                self.store.set(f"beat/{self.rank}", str(beat))
+                if self.store.check(["abort"]):
+                    self.reason = self.reason or self.store.get("abort").decode()
+                key = f"beat/{neighbour}"
+                latest = self.store.get(key) if self.store.check([key]) else b""
+            except RuntimeError as error:
+                if not self._stop.is_set():
+                    self.reason = self.reason or (
+                        f"rank {self.rank} lost the rendezvous store, hosted by rank 0 or the launcher, "
+                        f"which must have ended: {str(error).splitlines()[0]}"
+                    )
+            else:
+                if latest != heard:
+                    heard, since = latest, time.monotonic()
+                if heard != _LEFT and time.monotonic() - since > self.patience:
+                    self.abort(
+                        f"rank {neighbour} has not been heard of for {self.patience:.0f} s: it was killed, is "
+                        "stopped, or its machine or network is down"
+                    )
+            if self.reason is not None:
+                self._end()
+                return
+
+    def _end(self) -> None:
+        """Leaves the main thread some time to end with this reason, then ends the process."""
+        if not self._stop.wait(_GRACE):
+            print(f"exafield: rank {self.rank} ends: {self.reason}", file=sys.stderr, flush=True)
+            os._exit(70)
