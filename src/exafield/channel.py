@@ -67,8 +67,8 @@ class Channel(Protocol):
         """Fills `tensor` with the next message from anyone and returns the sender. Blocks."""
         ...
 
-    def drain(self) -> None:
-        """Returns when all sends have been taken by their receivers."""
+    def close(self) -> None:
+        """Waits until all sends have been taken, and ends the group's threads. Idempotent."""
         ...
 
 
@@ -105,7 +105,7 @@ class LoopbackChannel:
     def receive(self, tensor: Tensor) -> int:
         raise ValueError("nobody to receive from: this process is alone")
 
-    def drain(self) -> None:
+    def close(self) -> None:
         return
 
 
@@ -177,9 +177,12 @@ class ProcessGroupChannel:
         work.wait()
         return int(work._source_rank())
 
-    def drain(self) -> None:
+    def close(self) -> None:
         while self._sends:
             self._sends.popleft()[0].wait()
+        # The destructor joins the group's threads. Left to the end of the interpreter, one of them could still
+        # want the interpreter for a callback, which ends the process by an abort.
+        self._group = None
 
 
 def gather_json(channel: Channel, obj: object) -> list[Any]:

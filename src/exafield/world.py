@@ -7,9 +7,9 @@ import atexit
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -66,12 +66,15 @@ class World:
         timeout: float = TIMEOUT,
         watchdog: Watchdog | None = None,
         parent_ranks: tuple[int, ...] | None = None,
+        closers: "list[Callable[[], None]] | None" = None,
     ) -> None:
         self.rank, self.size, self.kind, self.device = rank, size, kind, device
         self.topology, self.timeout, self._watchdog = topology, timeout, watchdog
         self.parent_ranks = parent_ranks or tuple(range(size))
         self._is_root = parent_ranks is None
         self._store, self._made, self._closed = store, 0, False
+        # Shared with sub-worlds, so that what was opened is closed in one order everywhere.
+        self._closers: list[Callable[[], None]] = [] if closers is None else closers
         self._control = self.channel()
 
     # ---- making one ----
@@ -111,6 +114,7 @@ class World:
         probe = ProcessGroupChannel(_prefixed(store, "topology"), place.rank, place.size, timeout)
         # EXAFIELD_NODE lets several "nodes" be set up on one machine.
         names = gather_json(probe, os.environ.get("EXAFIELD_NODE") or socket.gethostname())
+        probe.close()
         nodes: dict[str, list[int]] = {}
         for rank, name in enumerate(names):
             nodes.setdefault(name, []).append(rank)
@@ -182,6 +186,7 @@ class World:
             timeout=self.timeout,
             watchdog=self._watchdog,
             parent_ranks=group,
+            closers=self._closers,
         )
 
     # ---- who shares our node ----
@@ -210,7 +215,9 @@ class World:
         serial, self._made = self._made, self._made + 1
         backend: Literal["gloo", "nccl"] = "nccl" if device is not None and device.type == "cuda" else "gloo"
         store = _prefixed(self._store, f"channel{serial}")
-        return ProcessGroupChannel(store, self.rank, self.size, self.timeout, backend)
+        channel = ProcessGroupChannel(store, self.rank, self.size, self.timeout, backend)
+        self._closers.append(channel.close)
+        return channel
 
     def barrier(self) -> None:
         """Returns when every rank has come here."""
@@ -246,9 +253,11 @@ class World:
         except RuntimeError as error:
             self.fail(error)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> NoReturn:
         """Turns a broken collective into an error that says what happened, and tells the other ranks."""
-        reason = f"rank {self.rank}: a collective broke: {str(error).splitlines()[0] if str(error) else error!r}"
+        reason = (
+            f"rank {self.rank}: a collective broke: {str(error).splitlines()[0] if str(error) else error!r}"
+        )
         self.abort(reason)
         raise WorldAborted(self._watchdog.reason or reason if self._watchdog else reason) from error
 
@@ -268,10 +277,17 @@ class World:
         """Ends the world; waits for the other ranks to come here too. Sub-worlds end with their root."""
         if self._closed or not self._is_root:
             return
-        if self._watchdog is not None and self._watchdog.reason is None:
+        if self._watchdog is None or self._watchdog.reason is None:
             self.barrier()
-            self._watchdog.leave()
+            for closer in reversed(self._closers):
+                closer()
+            if self._watchdog is not None:
+                self._watchdog.leave()
         self._closed = True
+
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Calls `closer` when the world ends well, last come first; every rank must ask in the same order."""
+        self._closers.append(closer)
 
     def __enter__(self) -> Self:
         return self
