@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ _OPS = {
 _SENDS_IN_FLIGHT = 64
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A collective under way."""
 
@@ -41,6 +42,7 @@ class Pending(Protocol):
         ...
 
 
+@runtime_checkable
 class Channel(Protocol):
     """What :class:`exafield.World` and the reducer need of a process group."""
 
@@ -153,7 +155,7 @@ class ProcessGroupChannel:
 
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> Pending:
         options = dist.AllreduceOptions()
-        options.reduceOp = _OPS[op]
+        options.reduceOp = _OPS[op]  # type: ignore[assignment]  # torch types the enum as another class
         return _Work(self._group.allreduce([tensor], options), tensor)
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Pending:

@@ -38,9 +38,7 @@ class Place:
                 "check the environment variables it sets, or unset them to run alone"
             )
         if not 0 <= self.local_rank < self.size:
-            raise ValueError(
-                f"{self.launcher} says this is process {self.local_rank} on its node, of {self.size}"
-            )
+            raise ValueError(f"{self.launcher} says this is process {self.local_rank} on its node, of {self.size}")
         if not 0 < self.master_port < 65_536:
             raise ValueError(f"MASTER_PORT must lie in 1..65535, got {self.master_port}")
 
@@ -72,9 +70,7 @@ _MPICH_LOCAL = ("MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 def _number(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name)
     if text is None:
-        raise ValueError(
-            f"the launcher's environment is incomplete: {name} is not set; set it, or unset the others"
-        )
+        raise ValueError(f"the launcher's environment is incomplete: {name} is not set; set it, or unset the others")
     try:
         return int(text)
     except ValueError:
@@ -97,9 +93,7 @@ def _torchrun(environ: Mapping[str, str]) -> Place:
     )
 
 
-def _mpi(
-    environ: Mapping[str, str], launcher: Launcher, rank: str, size: str, local: tuple[str, str]
-) -> Place:
+def _mpi(environ: Mapping[str, str], launcher: Launcher, rank: str, size: str, local: tuple[str, str]) -> Place:
     ranks = _number(environ, size)
     local_rank = _number(environ, local[0]) if local[0] in environ else 0
     one_node = environ.get(local[1]) == str(ranks)
@@ -113,11 +107,7 @@ def _mpi(
             )
         address = "127.0.0.1"
     job = next(
-        (
-            environ[n]
-            for n in ("PMIX_NAMESPACE", "PMI_FD", "PMI_ID", "HYDRA_BSTRAP_LOCALHOST")
-            if n in environ
-        ),
+        (environ[n] for n in ("PMIX_NAMESPACE", "PMI_FD", "PMI_ID", "HYDRA_BSTRAP_LOCALHOST") if n in environ),
         "",
     )
     return Place(launcher, _number(environ, rank), ranks, local_rank, address, _port(environ, job))

@@ -9,7 +9,7 @@ Sets of gradient groups travel as bit masks: bit ``g`` of an ``int`` stands for 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,7 @@ class WakeAt:
 Action = Send | Launch | WakeAt
 
 
+@runtime_checkable
 class ControlPlane(Protocol):
     """Agrees with its peers on the order in which groups are reduced.
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 _FORMAT = 1
 
@@ -43,9 +42,7 @@ class Trace:
         enabled: a trace that is off costs a call and keeps nothing.
     """
 
-    def __init__(
-        self, rank: int = 0, clock: Callable[[], float] = time.perf_counter, enabled: bool = True
-    ) -> None:
+    def __init__(self, rank: int = 0, clock: Callable[[], float] = time.perf_counter, enabled: bool = True) -> None:
         self.rank, self.clock, self.enabled = rank, clock, enabled
         self._spans: list[Span] = []
         self._lock = threading.Lock()
@@ -78,7 +75,7 @@ class Trace:
             return list(self._spans)
 
     @classmethod
-    def merge(cls, traces: Iterable[Self]) -> Self:
+    def merge(cls, traces: Iterable["Trace"]) -> "Trace":
         """One trace of several ranks, on the first one's clock; ranks on different machines are as far apart as
         their wall clocks."""
         first, *others = traces
@@ -87,9 +84,7 @@ class Trace:
         merged._spans = first.spans
         for other in others:
             shift = (other.epoch - other._zero) - (first.epoch - first._zero)
-            merged._spans += [
-                Span(s.rank, s.lane, s.name, s.start + shift, s.end + shift, s.args) for s in other.spans
-            ]
+            merged._spans += [Span(s.rank, s.lane, s.name, s.start + shift, s.end + shift, s.args) for s in other.spans]
         return merged
 
     def save(self, path: str | Path) -> None:
@@ -122,7 +117,7 @@ class Trace:
         Path(path).write_text(json.dumps(document))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Trace":
         """Reads what :meth:`save` wrote; the times count from the trace's own start.
 
         Raises:
@@ -147,7 +142,5 @@ class Trace:
             if e["ph"] != "M":
                 start = e["ts"] / 1e6
                 end = start + e.get("dur", 0.0) / 1e6
-                trace._spans.append(
-                    Span(e["pid"], names[e["pid"], e["tid"]], e["name"], start, end, e["args"])
-                )
+                trace._spans.append(Span(e["pid"], names[e["pid"], e["tid"]], e["name"], start, end, e["args"]))
         return trace

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 # Seconds between beats; stretched with the number of ranks so that the store serves about a thousand requests
@@ -21,7 +22,7 @@ _GRACE = 15.0
 _LEFT = b"left"
 
 
-class WorldAborted(RuntimeError):
+class WorldAborted(RuntimeError):  # noqa: N818  (what happened, in the past tense)
     """Another rank gave up, died or stopped; the message says which and why."""
 
 
@@ -63,10 +64,8 @@ class Watchdog:
             return
         self._stop.set()
         self._thread.join()
-        try:
+        with suppress(RuntimeError):  # perhaps nobody is left to tell
             self.store.set(f"beat/{self.rank}", _LEFT)
-        except RuntimeError:
-            pass  # nobody is left to tell
 
     def _watch(self) -> None:
         beat, heard, since = 0, b"", time.monotonic()

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class World:
         device: where tensors of this rank live.
         topology: which ranks share a node.
         kind: "real", "single" (one process) or "fake" (one process that stands for `size` identical ones).
+        control: the world's own channel, for the main thread's collectives on host memory.
         parent_ranks: this world's ranks as numbered in the world it was split from.
     """
 
@@ -75,7 +76,7 @@ class World:
         self._store, self._made, self._closed = store, 0, False
         # Shared with sub-worlds, so that what was opened is closed in one order everywhere.
         self._closers: list[Callable[[], None]] = [] if closers is None else closers
-        self._control = self.channel()
+        self.control = self.channel()
 
     # ---- making one ----
 
@@ -208,14 +209,14 @@ class World:
 
     # ---- talking ----
 
-    def channel(self, device: torch.device | None = None) -> Channel:
+    def channel(self, device: torch.device | None = None, *, timeout: float | None = None) -> Channel:
         """A new private process group. Collective; NCCL for a CUDA device, gloo otherwise."""
         if self.kind != "real":
             return LoopbackChannel(self.rank, self.size)
         serial, self._made = self._made, self._made + 1
         backend: Literal["gloo", "nccl"] = "nccl" if device is not None and device.type == "cuda" else "gloo"
         store = _prefixed(self._store, f"channel{serial}")
-        channel = ProcessGroupChannel(store, self.rank, self.size, self.timeout, backend)
+        channel = ProcessGroupChannel(store, self.rank, self.size, timeout or self.timeout, backend)
         self._closers.append(channel.close)
         return channel
 
@@ -225,19 +226,20 @@ class World:
 
     def all_reduce(self, tensor: Tensor, op: Op = "sum") -> None:
         """Reduces a tensor in place over all ranks (through host memory: for small things)."""
-        self._collective(tensor, lambda host: self._control.all_reduce(host, op).wait())
+        self._collective(tensor, lambda host: self.control.all_reduce(host, op).wait())
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> None:
         """Overwrites a tensor in place by that of `root` (through host memory)."""
-        self._collective(tensor, lambda host: self._control.broadcast(host, root).wait())
+        self._collective(tensor, lambda host: self.control.broadcast(host, root).wait())
 
     def all_gather_objects(self, obj: object) -> list[Any]:
         """Every rank's `obj`, in rank order. Only what JSON can hold travels, so nothing read executes code."""
-        return self._guarded(lambda: gather_json(self._control, obj))
+        gathered: list[Any] = self._guarded(lambda: gather_json(self.control, obj))
+        return gathered
 
     def broadcast_object(self, obj: object, root: int = 0) -> Any:
         """`root`'s `obj` on every rank. Only what JSON can hold travels."""
-        return self._guarded(lambda: broadcast_json(self._control, obj, root))
+        return self._guarded(lambda: broadcast_json(self.control, obj, root))
 
     def _collective(self, tensor: Tensor, act: Any) -> None:
         host = tensor.detach().cpu().contiguous()
@@ -255,9 +257,7 @@ class World:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Turns a broken collective into an error that says what happened, and tells the other ranks."""
-        reason = (
-            f"rank {self.rank}: a collective broke: {str(error).splitlines()[0] if str(error) else error!r}"
-        )
+        reason = f"rank {self.rank}: a collective broke: {str(error).splitlines()[0] if str(error) else error!r}"
         self.abort(reason)
         raise WorldAborted(self._watchdog.reason or reason if self._watchdog else reason) from error
 
@@ -289,7 +289,7 @@ class World:
         """Calls `closer` when the world ends well, last come first; every rank must ask in the same order."""
         self._closers.append(closer)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "World":
         return self
 
     def __exit__(
@@ -341,11 +341,13 @@ def _rendezvous(place: Place, timeout: float) -> Any:
         from torch.distributed.rendezvous import rendezvous
 
         return next(iter(rendezvous("env://", place.rank, place.size, timeout=limit)))[0]
-    return dist.TCPStore(place.master_addr, place.master_port, place.size, place.rank == 0, limit)
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        place.master_addr, place.master_port, place.size, place.rank == 0, limit
+    )
 
 
 def _prefixed(store: Any, name: str) -> Any:
-    from torch.distributed import PrefixStore
+    from torch.distributed.distributed_c10d import PrefixStore
 
     return PrefixStore(f"exafield/{name}", store)
 

@@ -49,13 +49,9 @@ class Reducer:
         for name, method in (("control", "plane"), ("grouping", "plan"), ("collective", "schedule")):
             value = getattr(self, name)
             if isinstance(value, type) or not hasattr(value, method):
-                raise TypeError(
-                    f"{name}={value!r} is no {name}: give an object such as Bitvector() or Fused(mb=16)"
-                )
+                raise TypeError(f"{name}={value!r} is no {name}: give an object such as Bitvector() or Fused(mb=16)")
 
-    def attach(
-        self, model: Model, world: World, *, name: str = "model", trace: Trace | None = None
-    ) -> Reduction:
+    def attach(self, model: Model, world: World, *, name: str = "model", trace: Trace | None = None) -> Reduction:
         """Makes `model`'s gradients global: from now on `finish()` after backward averages them over `world`.
 
         Collective. Rank 0's parameters and buffers are copied to all ranks.

@@ -1,11 +1,12 @@
 """What all ranks must agree on before the first gradient travels: names, shapes, dtypes, order, and who trains."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parameter import Parameter, UninitializedTensorMixin
+from torch.nn.parameter import Parameter, is_lazy
 
 from exafield.channel import Channel, broadcast_json, gather_json
 
@@ -24,11 +25,15 @@ def named(model: Model) -> dict[str, Parameter]:
     """
     if isinstance(model, nn.Module):
         return dict(model.named_parameters())
-    items = list(model.items()) if isinstance(model, Mapping) else list(model)
+    items: list[Any] = list(model.items()) if isinstance(model, Mapping) else list(model)
     result: dict[str, Parameter] = {}
     seen: set[int] = set()
     for number, item in enumerate(items):
-        name, parameter = item if isinstance(item, tuple) else (f"{number}:{tuple(item.shape)}", item)
+        if not isinstance(item, tuple):
+            if not isinstance(item, Tensor):
+                raise TypeError(f"cannot reduce a {type(item).__name__}: give a module, named parameters or parameters")
+            item = (f"{number}:{tuple(item.shape)}", item)
+        name, parameter = item
         if name in result:
             raise ValueError(f"two parameters are named {name!r}: give each its own name")
         if id(parameter) not in seen:
@@ -60,24 +65,18 @@ def unsupported(model: Model, parameters: Mapping[str, Parameter]) -> str | None
     if not parameters:
         return "there are no parameters to reduce: attach a model that has some"
     for name, parameter in parameters.items():
-        if not isinstance(parameter, Tensor):
-            return f"{name!r} is a {type(parameter).__name__}, not a parameter"
         if isinstance(parameter, DTensor):
             return (
                 f"parameter {name!r} is a DTensor (FSDP2, tensor parallelism): its gradients are reduced by the "
                 "code that shards it; attach the unsharded model"
             )
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             return f"parameter {name!r} has no shape yet (lazy module): run one forward pass before attaching"
         if not (parameter.is_floating_point() or parameter.is_complex()):
             return f"parameter {name!r} has dtype {parameter.dtype}, which has no gradients"
-        if not parameter.is_leaf:
-            return f"parameter {name!r} is not a leaf: attach the tensors that the optimiser updates"
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
-            if getattr(module, "sparse", False) is True and isinstance(
-                module, nn.Embedding | nn.EmbeddingBag
-            ):
+            if getattr(module, "sparse", False) is True and isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 return f"module {name!r} makes sparse gradients, which cannot be reduced: build it with sparse=False"
     return None
 
@@ -93,7 +92,7 @@ def agree(channel: Channel, parameters: Mapping[str, Parameter], problem: str | 
     Raises:
         AgreementError: on every rank, naming the parameter and the ranks.
     """
-    mine = [[name, str(p.dtype), list(p.shape)] for name, p in parameters.items()]
+    mine: list[list[object]] = [[name, str(p.dtype), list(p.shape)] for name, p in parameters.items()]
     theirs = broadcast_json(channel, mine)
     difference = problem or _difference(theirs, mine)
     alarm = torch.tensor([difference is not None], dtype=torch.int64)
@@ -104,10 +103,7 @@ def agree(channel: Channel, parameters: Mapping[str, Parameter], problem: str | 
         for rank, text in enumerate(said):
             if text is not None:
                 by_text.setdefault(text, []).append(rank)
-        lines = [
-            f"{text} (rank{'s' if len(r) > 1 else ''} {', '.join(map(str, r))})"
-            for text, r in by_text.items()
-        ]
+        lines = [f"{text} (rank{'s' if len(r) > 1 else ''} {', '.join(map(str, r))})" for text, r in by_text.items()]
         raise AgreementError("cannot reduce these gradients: " + "; ".join(lines))
     wanted = torch.tensor([p.requires_grad for p in parameters.values()], dtype=torch.int64)
     channel.all_reduce(wanted, "max").wait()
@@ -123,10 +119,10 @@ def _difference(theirs: Sequence[list[object]], mine: Sequence[list[object]]) ->
         what, index = ("shape", 2) if other[2] != own[2] else ("dtype", 1)
         return f"parameter {own[0]!r} has {what} {own[index]}, but {other[index]} on rank 0"
     if len(theirs) != len(mine):
-        more, side = (
-            (mine, "rank 0 lacks") if len(mine) > len(theirs) else (theirs, "is missing here and rank 0 has")
+        more, side = (mine, "rank 0 lacks") if len(mine) > len(theirs) else (theirs, "is missing here and rank 0 has")
+        return (
+            f"{len(mine)} parameters here and {len(theirs)} on rank 0: {side} {more[min(len(mine), len(theirs))][0]!r}"
         )
-        return f"{len(mine)} parameters here and {len(theirs)} on rank 0: {side} {more[min(len(mine), len(theirs))][0]!r}"
     return None
 
 

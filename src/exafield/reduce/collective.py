@@ -4,7 +4,7 @@ Each has two faces: `schedule`, the messages it takes, for a machine to price; a
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from exafield.channel import Channel, Pending
 from exafield.message import Message, Phase, Topology
 
 
+@runtime_checkable
 class Collective(Protocol):
     """A choice of all-reduce."""
 
@@ -39,9 +40,7 @@ class Flat:
         # Ring neighbours node by node, so that only one message per node and phase leaves the node.
         ring = [rank for node in topology.nodes for rank in node]
         chunk = nbytes / size
-        messages = tuple(
-            Message(rank, after, chunk) for rank, after in zip(ring, [*ring[1:], ring[0]], strict=True)
-        )
+        messages = tuple(Message(rank, after, chunk) for rank, after in zip(ring, [*ring[1:], ring[0]], strict=True))
         return (Phase(messages, repeat=2 * (size - 1)),)
 
     def run(self, channel: Channel, buffer: Tensor) -> Pending:

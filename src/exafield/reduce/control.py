@@ -17,7 +17,7 @@ et al. (arXiv:1909.11150) and Romero et al. (NSDI 2022), used here by every plan
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from exafield.message import (
     Action,
@@ -32,6 +32,7 @@ from exafield.message import (
 )
 
 
+@runtime_checkable
 class Control(Protocol):
     """A choice of control plane."""
 

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from exafield.message import ControlPlane, Launch, Ready, Received, Send, WakeAt
 from exafield.reduce.bucket import Bucket
 from exafield.reduce.collective import Collective
 from exafield.trace import Trace
+
+T = TypeVar("T")
 
 # Control words hold this many bits of a mask each, so that none reaches the sign bit of int64.
 _BITS = 62
@@ -260,13 +262,10 @@ class Driver:
                 batch.append((session, Woken(now, session.data.rank), None))
             launches: list[tuple[Session, int, Any]] = []
             for session, event, mark in batch:
-                self._guard(session, lambda s=session, e=event, m=mark: launches.extend(s.handle(e, m, now)))
+                launches += self._guarded(session, session.handle, event, mark, now) or []
             # The sort is stable: within a reduction the agreed order stays.
             for session, group, mark in sorted(launches, key=lambda item: item[0].number):
-                self._guard(session, lambda s=session, g=group, m=mark: s.launch(g, m))
-            # Nothing of a step is kept alive while waiting for the next.
-            session = event = mark = None
-            batch.clear()
+                self._guarded(session, session.launch, group, mark)
 
     def _next(self) -> list[tuple[Session, object, Any]]:
         wait = max(0.0, self._timers[0][0] - time.perf_counter()) if self._timers else None
@@ -279,12 +278,13 @@ class Driver:
             return batch
 
     @staticmethod
-    def _guard(session: Session, act: Callable[[], object]) -> None:
+    def _guarded(session: Session, act: Callable[..., T], *args: Any) -> T | None:
         """What goes wrong in one reduction is raised in its finish(); the others go on."""
         try:
-            act()
+            return act(*args)
         except Exception as error:
             session.fail(error)
+            return None
 
 
 _driver: Driver | None = None

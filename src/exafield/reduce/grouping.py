@@ -6,8 +6,8 @@ the tensors and of when backward produced them. Every group holds one dtype on o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Literal, Protocol
+from itertools import groupby, pairwise
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class TensorInfo:
     ready: float
 
 
+@runtime_checkable
 class Grouping(Protocol):
     """A choice of grouping."""
 
@@ -56,9 +57,7 @@ def _by_readiness(tensors: Sequence[TensorInfo]) -> list[int]:
 
 def _ordered(groups: Sequence[Sequence[int]], tensors: Sequence[TensorInfo]) -> Groups:
     """Groups by when their last member is ready."""
-    return tuple(
-        tuple(group) for group in sorted(groups, key=lambda g: (max(tensors[i].ready for i in g), -min(g)))
-    )
+    return tuple(tuple(group) for group in sorted(groups, key=lambda g: (max(tensors[i].ready for i in g), -min(g))))
 
 
 def _same_kind(
@@ -214,4 +213,4 @@ def _balanced(same: list[int], tensors: Sequence[TensorInfo], groups: int) -> li
     for k in range(groups, 0, -1):
         bounds.append(int(cuts[k, bounds[-1]]))
     bounds.reverse()
-    return [same[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [same[a:b] for a, b in pairwise(bounds)]

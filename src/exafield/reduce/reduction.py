@@ -24,6 +24,8 @@ from exafield.world import World
 _FORMAT = 1
 # How often a waiting finish() looks whether the run has ended elsewhere [s] (our choice).
 _LOOK = 1.0
+# Longest time without control messages, far beyond any job [s].
+_QUIET = 1e6
 
 _attached = 0
 
@@ -68,20 +70,16 @@ class Reduction:
         trace: Trace,
     ) -> None:
         global _attached
-        if not isinstance(model, nn.Module | dict):
-            model = list(model)  # type: ignore[arg-type]  # may be an iterator, and is read twice
         self.world, self._control, self._grouping = world, control, grouping
         named = agreement.named(model)
         self._names, self._parameters = list(named), list(named.values())
         problem = agreement.unsupported(model, named)
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
-        control_channel, data_channel = world.channel(), world.channel(device)
-        self._agreement_channel = control_channel
-        self._trained = agreement.agree(control_channel, named, problem)
+        # A receiver may wait for its next message as long as the program likes.
+        control_channel, data_channel = world.channel(timeout=_QUIET), world.channel(device)
+        self._trained = agreement.agree(world.control, named, problem)
         if not any(self._trained):
-            raise agreement.AgreementError(
-                "no parameter requires a gradient on any rank: thaw some before attaching"
-            )
+            raise agreement.AgreementError("no parameter requires a gradient on any rank: thaw some before attaching")
         buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
         agreement.copy_from_rank_0(data_channel, [*self._parameters, *buffers])
         scopes = agreement.scopes(model, self._names)
@@ -129,9 +127,7 @@ class Reduction:
             cut = self._grouping.plan(infos)
             groups = tuple(tuple(trained[i] for i in group) for group in cut)
             # One rank's floating point decides for all.
-            groups = tuple(
-                tuple(g) for g in broadcast_json(self._agreement_channel, [list(g) for g in groups])
-            )
+            groups = tuple(tuple(g) for g in broadcast_json(self.world.control, [list(g) for g in groups]))
         self._plan = groups
         self._group_of = {i: number for number, group in enumerate(groups) for i in group}
         self._shapes = [p.shape for p in self._parameters]
@@ -144,6 +140,8 @@ class Reduction:
         self._session.plan(buckets, self._control.plane(self._rank, self._size, len(groups)))
         self._hook()
         self._begin()
+        # No message of the new plan may meet a control plane of the old one.
+        self.world.barrier()
 
     def _hook(self) -> None:
         """Hooks count every parameter that can receive a gradient on this rank."""
@@ -246,7 +244,7 @@ class Reduction:
                 self._handles.pop(index).remove()
         named = dict(zip(self._names, self._parameters, strict=True))
         self._rounds += self._session.plane.rounds
-        self._trained = agreement.agree(self._agreement_channel, named, None)
+        self._trained = agreement.agree(self.world.control, named, None)
         self._replan()
         self._session.flush([0] * (len(self._plan) + 1))
         self._wait()
@@ -266,7 +264,7 @@ class Reduction:
             for index, at in self._times.items():
                 seen[index] = (at - first) / max(last - first, 1e-9)
         # A group can leave when the last rank has produced it. What no rank has produced comes last.
-        self._agreement_channel.all_reduce(seen, "max").wait()
+        self.world.control.all_reduce(seen, "max").wait()
         self._readiness = [t if t >= 0 else 1.0 for t in seen.tolist()]
         self._learning = False
         self._rounds += self._session.plane.rounds
@@ -304,9 +302,7 @@ class Reduction:
             ValueError: the state is of another format or another model.
         """
         if state.get("format") != _FORMAT:
-            raise ValueError(
-                f"reducer state has format {state.get('format')!r}, and this version reads {_FORMAT}"
-            )
+            raise ValueError(f"reducer state has format {state.get('format')!r}, and this version reads {_FORMAT}")
         if state["names"] != self._names:
             raise ValueError("reducer state belongs to a model with other parameters")
         planned = sorted(i for group in state["groups"] for i in group)

@@ -1,0 +1,21 @@
+"""What every test needs: one thread, gloo on the loopback interface, and marks that skip by default."""
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--heavy", action="store_true", help="also run tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "heavy" in item.keywords and not config.getoption("--heavy"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --heavy"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
