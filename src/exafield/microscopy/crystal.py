@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from exafield.microscopy.scattering import symbols as element_symbols
 from exafield.requirement import require
 
 # Atoms closer than this overlap [A]. The shortest bonds without hydrogen are 1.1 A (N2, C-O).
@@ -57,6 +58,10 @@ class Crystal:
             raise CrystalError(f"{self.name}: space group must be 1..230, got {self.space_group}")
         if len(self.numbers) == 0:
             raise CrystalError(f"{self.name}: there are no atoms in the cell")
+        if len(self.numbers) != len(self.positions):
+            raise CrystalError(f"{self.name}: {len(self.numbers)} atomic numbers but {len(self.positions)} positions")
+        if not ((self.numbers >= 1) & (self.numbers < len(element_symbols()))).all():
+            raise CrystalError(f"{self.name}: atomic numbers must be 1..{len(element_symbols()) - 1}")
         if not (np.isfinite(self.cell).all() and np.isfinite(self.positions).all()):
             raise CrystalError(f"{self.name}: the cell or an atom position is not a finite number")
         if abs(np.linalg.det(self.cell)) < 1.0:
@@ -89,8 +94,7 @@ class Crystal:
     @property
     def symbols(self) -> list[str]:
         """Chemical symbols of the atoms."""
-        symbols = require("ase.data", extra="microscopy").chemical_symbols
-        return [symbols[n] for n in self.numbers]
+        return [element_symbols()[n] for n in self.numbers]
 
     @property
     def formula(self) -> str:

@@ -1,162 +1,96 @@
-"""Exact multislice of a laterally periodic specimen at the cost of one tile.
+"""Multislice of a specimen that repeats sideways, at the cost of one repeat: an identity, not an approximation.
 
-On a grid of M1 x M2 equal tiles of n1 x n2 pixels, write a frequency index as I = r + M g with Bloch vector
-r = 0..M-1 and reciprocal vector g = 0..n-1 of the tile. A periodic transmission function conserves r, and the
-propagator is diagonal, so each r propagates on its own on the tile's grid; from every beam of the aperture once,
-which gives the scattering matrix S_r[k0, g]. Probe positions and aberrations enter only afterwards:
-
-    psi(r + M g; x0) = sum over k0 of residue r of  probe(k0) exp(-2 pi i k0.x0) S_r[k0, g]
-
-No approximation is made beyond multislice itself.
+Take an array of M x n pixels that is M copies of a tile of n (in both dimensions), and write an index of its Fourier
+transform as I = r + M g, with the residue r = 0..M-1 and g = 0..n-1. A transmission that repeats with the tile has
+frequencies at multiples of M only, so it mixes g and never r; the propagator is diagonal. The slice step therefore splits into
+independent steps on the TILE, one for each residue, with the same transmission and the propagator's entries r, r + M, ...
+The wave that entered as the single beam k0 leaves as row k0 of the scattering matrix S; a probe is a sum over beams.
+Bloch's theorem, applied to the discrete equations: the result equals that of the full array to rounding.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from exafield.microscopy.optics import Optics
-
-# Slices count as periodic if they repeat within this share of their maximum.
-_SAME = 1e-6
+# Positions closer than this modulo the tile [A] are one: far below what any phase resolves, far above rounding.
+_SAME = 1e-11
 
 
-def tiling(slices: Float[Tensor, "slice x y"]) -> tuple[int, int]:
-    """How many times the slices repeat along x and y: the largest counts for which all of them do."""
-    limit = _SAME * float(slices.abs().max())
-
-    def repeats(dim: int) -> int:
-        length = slices.shape[dim]
-        for count in range(length // 2, 1, -1):
-            if length % count == 0 and float((slices - slices.roll(length // count, dim)).abs().max()) <= limit:
-                return count
-        return 1
-
-    return repeats(1), repeats(2)
-
-
-@dataclass(frozen=True)
-class Detector:
-    """A square pixelated detector on a fixed angular grid, whatever the crystal.
+def smallest_tile(slices: Float[Tensor, "slice x y"], tolerance: float) -> tuple[int, int]:
+    """The smallest tile (pixels along x, along y) whose copies are the array, in every slice.
 
     Args:
-        pixels: along each side.
-        angle: half its width [rad].
+        slices: potentials.
+        tolerance: largest difference, in units of the largest absolute value, that still counts as a copy.
     """
-
-    pixels: int
-    angle: float
-
-    def __post_init__(self) -> None:
-        if self.pixels < 1 or not self.angle > 0:
-            raise ValueError(f"a detector needs pixels >= 1 and angle > 0, got {self.pixels} and {self.angle}")
-
-    def weights(self, frequencies: Float[np.ndarray, "k"], step: float, wavelength: float) -> np.ndarray:
-        """Share of each frequency pixel [1/A] that falls on each detector pixel along one axis: (pixel, k)."""
-        edges = np.linspace(-self.angle, self.angle, self.pixels + 1)
-        low, high = wavelength * (frequencies - step / 2), wavelength * (frequencies + step / 2)
-        overlap = np.minimum(edges[1:, None], high) - np.maximum(edges[:-1, None], low)
-        return np.asarray(np.clip(overlap, 0.0, None) / (wavelength * step))
+    largest = slices.abs().max() * tolerance
+    tile = []
+    for dim in (1, 2):
+        size = slices.shape[dim]
+        for period in (n for n in range(1, size + 1) if size % n == 0):
+            # Comparing each copy with the first keeps differences from adding up along the array.
+            copies = slices.unflatten(dim, (size // period, period))
+            if bool((copies - copies.narrow(dim, 0, 1)).abs().max() <= largest):
+                tile.append(period)
+                break
+    return tile[0], tile[1]
 
 
-class ScatteringMatrix:
-    """A periodic specimen, ready for any probe.
+def distinct_positions(
+    positions: Float[Tensor, "probe 2"], edges: Float[Tensor, "2"]
+) -> tuple[Int[Tensor, "distinct"], Int[Tensor, "probe"]]:
+    """Which positions differ modulo the tile, and which of those each position is: equal ones have equal patterns."""
+    grid = (edges / _SAME).round().long()
+    keys = ((positions % edges) / _SAME).round().long() % grid
+    found: dict[tuple[int, ...], int] = {}
+    inverse = [found.setdefault(tuple(key), len(found)) for key in keys.tolist()]
+    first = {group: k for k, group in reversed(list(enumerate(inverse)))}
+    return torch.tensor([first[group] for group in range(len(found))]), torch.tensor(inverse)
+
+
+def propagate(
+    spectrum: Complex[Tensor, "row x y"],
+    transmission: Complex[Tensor, "slice x y"],
+    order: list[int],
+    propagator: Complex[Tensor, "one_or_row x y"],
+) -> Complex[Tensor, "row x y"]:
+    """Takes spectra through the slices: transmission first, then propagation, also after the last slice."""
+    for k in order:
+        spectrum = torch.fft.fft2(torch.fft.ifft2(spectrum).mul_(transmission[k])).mul_(propagator)
+    return spectrum
+
+
+def place(
+    amplitude: Complex[Tensor, "row beam"], beams: Int[Tensor, "beam 2"], shape: tuple[int, int]
+) -> Complex[Tensor, "row x y"]:
+    """Spectra on the tile that are zero except at the beams."""
+    spectrum = amplitude.new_zeros(len(amplitude), *shape)
+    spectrum[:, beams[:, 0], beams[:, 1]] = amplitude
+    return spectrum
+
+
+def scattering_matrix(
+    transmission: Complex[Tensor, "slice x y"],
+    order: list[int],
+    propagator: Complex[Tensor, "one_or_row x y"],
+    beams: Int[Tensor, "beam 2"],
+    step: int,
+) -> Complex[Tensor, "beam x y"]:
+    """Exit spectrum of each beam, all of unit amplitude at the entrance.
 
     Args:
-        transmission: of the distinct slices on one tile, band limited; its dtype is that of the calculation.
-        order: which of them comes at each depth.
-        repeats: tiles along x and y.
-        sampling: pixel size [A].
-        thickness: of a slice [A].
+        transmission: of one tile.
+        order: which transmission comes at each depth.
+        propagator: of the residue class, or of each beam's own residue class.
+        beams: index of each beam on the tile.
+        step: beams to transform together.
     """
-
-    def __init__(
-        self,
-        optics: Optics,
-        transmission: Tensor,
-        order: Sequence[int],
-        repeats: tuple[int, int],
-        sampling: tuple[float, float],
-        thickness: float,
-    ) -> None:
-        self.optics, self.transmission, self.order, self.repeats = optics, transmission, tuple(order), repeats
-        self.tile = (int(transmission.shape[1]), int(transmission.shape[2]))
-        self.shape = (self.tile[0] * repeats[0], self.tile[1] * repeats[1])
-        self.kx, self.ky = (np.fft.fftfreq(n, d) for n, d in zip(self.shape, sampling, strict=True))
-        self.probe = optics.probe(self.kx, self.ky)
-        self.step = optics.propagator(self.kx, self.ky, thickness) * optics.mask(self.kx, self.ky, sampling)
-
-    def residues(self) -> Iterator[tuple[tuple[int, int], np.ndarray, Tensor]]:
-        """For each Bloch vector r with beams in the aperture: r, the beams' indices g (beam, 2), and S (beam, x, y)."""
-        (m1, m2), device = self.repeats, self.transmission.device
-        for r1 in range(m1):
-            for r2 in range(m2):
-                beams = np.argwhere(self.probe[r1::m1, r2::m2] != 0)
-                if not len(beams):
-                    continue
-                step = torch.from_numpy(np.ascontiguousarray(self.step[r1::m1, r2::m2]))
-                step = step.to(device, self.transmission.dtype)
-                wave = torch.zeros(len(beams), *self.tile, dtype=self.transmission.dtype, device=device)
-                wave[torch.arange(len(beams)), beams[:, 0], beams[:, 1]] = 1
-                for index in self.order:
-                    wave = torch.fft.fft2(torch.fft.ifft2(wave) * self.transmission[index]) * step
-                yield (r1, r2), beams, wave
-
-    def patterns(self, positions: Float[np.ndarray, "probe 2"]) -> Float[Tensor, "probe kx ky"]:
-        """Intensities at each probe position [A], zero frequency first."""
-        dtype, device = self.transmission.dtype, self.transmission.device
-        out = torch.zeros(len(positions), *self.shape, dtype=torch.empty(0, dtype=dtype).real.dtype, device=device)
-        m1, m2 = self.repeats
-        for (r1, r2), beams, matrix in self.residues():
-            i, j = r1 + m1 * beams[:, 0], r2 + m2 * beams[:, 1]
-            phase = positions[:, :1] * self.kx[i] + positions[:, 1:] * self.ky[j]
-            amplitude = torch.from_numpy(self.probe[i, j] * np.exp(-2j * np.pi * phase)).to(device, dtype)
-            wave = (amplitude @ matrix.flatten(1)).unflatten(1, self.tile)
-            out[:, r1::m1, r2::m2] = wave.abs() ** 2
-        return out
-
-
-def binned_scan(
-    matrix: ScatteringMatrix, probes: tuple[int, int], detector: Detector
-) -> tuple[Float[Tensor, "px py bx by"], float]:
-    """All patterns of a grid of px x py probe positions over one tile, on a detector.
-
-    At position (i a/px, j b/py) the phase of beam r + M g is that of r, common to its residue and without effect,
-    times exp(-2 pi i (g1 i/px + g2 j/py)): for each frequency the sum over beams is an FFT over positions.
-
-    Returns:
-        patterns as shares of the incident intensity, and the mean share left within the band limit.
-    """
-    px, py = probes
-    m1, m2 = matrix.repeats
-    n1, n2 = matrix.tile
-    complex_, device = matrix.transmission.dtype, matrix.transmission.device
-    real = torch.empty(0, dtype=complex_).real.dtype
-    lam = matrix.optics.wavelength
-    weight_x, weight_y = (
-        torch.from_numpy(detector.weights(k, abs(k[1]), lam)).to(device, real) for k in (matrix.kx, matrix.ky)
-    )
-    result = torch.zeros(detector.pixels, detector.pixels, px * py, dtype=real, device=device)
-    total = 0.0
-    for (r1, r2), beams, scattering in matrix.residues():
-        signed = [np.where(g > n // 2, g - n, g) for g, n in zip(beams.T, (n1, n2), strict=True)]
-        if any(int(s.max() - s.min()) >= p for s, p in zip(signed, (px, py), strict=True)):
-            raise ValueError(f"a probe grid of {px} x {py} is too coarse for the aperture: leave it to its default")
-        amplitude = matrix.probe[r1 + m1 * beams[:, 0], r2 + m2 * beams[:, 1]]
-        scattering = scattering * torch.from_numpy(amplitude).to(device, complex_)[:, None, None]
-        total += float((scattering.abs() ** 2).sum())
-        wx, wy = weight_x[:, r1::m1], weight_y[:, r2::m2]
-        rows, columns = (w.any(0).nonzero().squeeze(1) for w in (wx, wy))
-        kept = scattering[:, rows][:, :, columns]
-        grid = torch.zeros(len(rows), len(columns), px * py, dtype=complex_, device=device)
-        slot = torch.from_numpy((signed[0] % px) * py + signed[1] % py).to(device)
-        grid[:, :, slot] = kept.permute(1, 2, 0)
-        waves = torch.fft.fft2(grid.unflatten(2, (px, py)))
-        intensity = waves.real**2 + waves.imag**2
-        part = torch.tensordot(wx[:, rows], intensity.flatten(2), dims=([1], [0]))
-        result += torch.tensordot(wy[:, columns], part, dims=([1], [1])).transpose(0, 1)
-    # Over a full grid of positions the cross terms between beams average out.
-    return result.permute(2, 0, 1).unflatten(0, (px, py)).contiguous(), total
+    nx, ny = propagator.shape[1:]
+    matrix = transmission.new_empty(len(beams), nx, ny)
+    for low in range(0, len(beams), step):
+        part = beams[low : low + step]
+        start = transmission.new_zeros(len(part), nx, ny)
+        start[torch.arange(len(part), device=start.device), part[:, 0], part[:, 1]] = 1
+        block = propagator if len(propagator) == 1 else propagator[low : low + step]
+        matrix[low : low + step] = propagate(start, transmission, order, block)
+    return matrix

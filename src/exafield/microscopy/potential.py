@@ -1,160 +1,135 @@
-"""Projected electrostatic potential of atoms, from tabulated electron scattering factors.
+"""Projected potential of a crystal, slice by slice: independent atoms, infinite projection, Debye-Waller smearing.
 
-Infinite projection: each atom's whole potential lies in the slice that holds its centre. Everything is done in
-Fourier space, so atoms sit at their exact positions, not at pixels.
+Conventions. Pixel (i, j) of a slice is the point (i dx, j dy); x and y are those of the view. An atom at height z
+belongs with its whole potential to the slice k with k t <= z < (k + 1) t ("infinite projection": atoms are thin
+against what the beam resolves along z). The Fourier series of a slice on the periodic cell,
+
+    V(x) = h^2 / (2 pi m e) / area * sum_G sum_atoms f_e(|G|) exp(-B G^2 / 4) exp(2 pi i G.(x - x_atom)),
+
+is summed over the reciprocal-lattice vectors G that the grid can hold, with exact phases: atoms may sit anywhere
+between pixels, and a potential on a finer grid holds the same coefficients and more.
 """
 
-import json
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import constants
 from torch import Tensor
 
-from exafield.microscopy.view import View
-from exafield.requirement import require
-from exafield.suggestion import unknown
+from exafield.microscopy.scattering import POTENTIAL, Parametrisation, scattering_factor
+from exafield.microscopy.views import View
 
-Parametrisation = Literal["kirkland", "lobato"]
-
-# h^2 / (2 pi m e) [V A^2]: potential [V A] per scattering factor [A] and area [A^2] (Kirkland 2010, eq. C.4).
-VOLTS = constants.h**2 / (2 * np.pi * constants.m_e * constants.e) * 1e20
-
-
-@cache
-def _table() -> dict[str, dict[str, Any]]:
-    loaded: dict[str, dict[str, Any]] = json.loads(files("exafield.microscopy").joinpath("scattering.json").read_text())
-    return loaded
+# Sizes whose prime factors are 2, 3, 5: the ones for which fast Fourier transforms are fast.
+_SMOOTH = sorted(
+    2**a * 3**b * 5**c for a in range(14) for b in range(9) for c in range(6) if 2**a * 3**b * 5**c <= 2**13
+)
 
 
-def scattering_factor(
-    number: int, q: Float[np.ndarray, "..."], parametrisation: Parametrisation = "kirkland"
-) -> Float[np.ndarray, "..."]:
-    """Electron scattering factor [A] of a neutral atom at spatial frequency `q` [1/A] (first Born approximation).
-
-    kirkland: f(q) = sum_3 a/(q^2+b) + sum_3 c exp(-d q^2), E. J. Kirkland, Advanced Computing in Electron
-    Microscopy, 2nd ed. (2010), appendix C; Z = 1..98. lobato: f(q) = sum_5 a (2+b q^2)/(1+b q^2)^2, I. Lobato and
-    D. Van Dyck, Acta Cryst. A70, 636 (2014); Z = 1..103.
-
-    Raises:
-        ValueError: no such parametrisation, or the element is not tabulated.
-    """
-    if parametrisation not in ("kirkland", "lobato"):
-        raise ValueError(unknown("parametrisation", str(parametrisation), ("kirkland", "lobato")))
-    symbol = require("ase.data", extra="microscopy").chemical_symbols[number]
-    row = _table()[parametrisation].get(symbol)
-    if row is None:
-        raise ValueError(f"element {symbol} (Z = {number}) is not tabulated by {parametrisation}")
-    square = np.asarray(q, dtype=float)[..., None] ** 2
-    coefficients = [np.array(part) for part in row]
-    if parametrisation == "kirkland":
-        a, b, c, d = coefficients
-        return np.asarray((a / (square + b)).sum(-1) + (c * np.exp(-d * square)).sum(-1))
-    a, b = coefficients
-    return np.asarray((a * (2 + b * square) / (1 + b * square) ** 2).sum(-1))
+def grid_size(length: float, sampling: float) -> int:
+    """Smallest number of pixels of at most `sampling` [A] over `length` [A] with no prime factor above 5."""
+    if not (0 < sampling < length):
+        raise ValueError(f"sampling must be positive and below the edge of {length:.3f} A, got {sampling} A")
+    needed = int(np.ceil(length / sampling - 1e-9))
+    for size in _SMOOTH:
+        if size >= needed:
+            return size
+    raise ValueError(
+        f"{needed} pixels over {length:.3f} A is too fine: choose a sampling above {length / _SMOOTH[-1]:.2g} A"
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slices:
-    """Projected potential of one lateral cell, slice by slice.
+    """Projected potential of the slices of ONE unit cell, and the order in which the beam meets them.
 
     Args:
-        potential: of the distinct slices [V A].
-        order: which distinct slice comes at each depth.
-        cell: lateral edges [A].
-        thickness: of each slice [A].
+        potential: the different slices [V A], (slice, x, y), float64.
+        order: index into `potential` for every slice of the specimen, entrance first.
+        sampling: pixel size (dx, dy) [A].
+        thickness: thickness of one slice [A]; the specimen is len(order) times as thick.
+        repeats: cells (along x, along y) that make up the array of about 14 A which a probe needs.
     """
 
-    potential: Float[Tensor, "distinct x y"]
+    potential: Float[Tensor, "slice x y"]
     order: tuple[int, ...]
-    cell: tuple[float, float]
+    sampling: tuple[float, float]
     thickness: float
+    repeats: tuple[int, int]
 
     @property
-    def sampling(self) -> tuple[float, float]:
-        """Pixel size [A]."""
-        return self.cell[0] / self.potential.shape[1], self.cell[1] / self.potential.shape[2]
+    def cell(self) -> tuple[float, float]:
+        """Edges of the unit cell (x, y) [A]."""
+        _, nx, ny = self.potential.shape
+        return nx * self.sampling[0], ny * self.sampling[1]
 
     @property
-    def projected(self) -> Float[Tensor, "x y"]:
-        """The whole specimen's projected potential [V A]."""
-        return torch.stack([self.potential[i] for i in self.order]).sum(0)
+    def box(self) -> tuple[float, float]:
+        """Edges of the repeated array (x, y) [A]."""
+        return self.cell[0] * self.repeats[0], self.cell[1] * self.repeats[1]
 
-    def tiled(self, repeats: tuple[int, int]) -> Float[Tensor, "slice x y"]:
-        """Every slice in depth order, the cell repeated laterally [V A]."""
-        return torch.stack([self.potential[i] for i in self.order]).tile((1, *repeats))
+    @property
+    def total(self) -> Float[Tensor, "x y"]:
+        """Potential of the whole specimen, projected along the beam [V A]."""
+        counts = torch.bincount(torch.tensor(self.order), minlength=len(self.potential))
+        return torch.einsum("s,sxy->xy", counts.to(self.potential.dtype), self.potential)
+
+    def array(self) -> Float[Tensor, "depth x y"]:
+        """All slices of the specimen in order, repeated to the full array: what `Multislice.scan` takes [V A]."""
+        return self.potential[list(self.order)].repeat(1, *self.repeats)
 
 
 def projected_slices(
     view: View,
-    *,
     sampling: float = 0.125,
     slice_thickness: float = 2.0,
     thickness: float = 40.0,
     b_factor: float = 0.6,
     parametrisation: Parametrisation = "kirkland",
+    box: float = 14.0,
 ) -> Slices:
-    """Cuts a view into slices and projects the potential of each.
+    """Projected potential of a crystal seen along one zone axis.
 
     Args:
-        sampling: largest pixel [A]; the grid divides the cell into a whole number of pixels.
-        slice_thickness: wanted thickness [A]; the cell is cut into the nearest whole number of slices.
-        thickness: of the specimen [A], to the nearest slice.
-        b_factor: Debye-Waller factor B of every atom [A^2]; smears the potential by exp(-B q^2 / 4).
-        parametrisation: of the scattering factors.
+        view: crystal, zone and orthogonal cell.
+        sampling: largest pixel [A]; each edge gets a whole number of pixels.
+        slice_thickness: wanted thickness of a slice [A]; each repeat along the beam gets a whole number of slices.
+        thickness: wanted thickness of the specimen [A]; rounded to whole slices, at least one.
+        b_factor: Debye-Waller factor B = 8 pi^2 <u^2> of every atom [A^2], 0 for atoms at rest.
+        parametrisation: "kirkland" or "lobato" scattering factors.
+        box: wanted edge of the repeated array [A], see `Slices.repeats`.
+
     Raises:
-        ValueError: a length is not positive, or an element is not tabulated.
+        ValueError: an argument is not positive or too fine; says which.
     """
-    for name, value in (("sampling", sampling), ("slice_thickness", slice_thickness), ("thickness", thickness)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0 A, got {value}")
-    if b_factor < 0:
-        raise ValueError(f"b_factor must not be negative, got {b_factor} A^2")
-    a, b, c = view.edges
-    shape = (_fast_length(a / sampling), _fast_length(b / sampling))
+    for name, value in (("slice_thickness", slice_thickness), ("thickness", thickness), ("box", box)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive length [A], got {value}")
+    if not (np.isfinite(b_factor) and b_factor >= 0):
+        raise ValueError(f"b_factor must be zero or positive [A^2], got {b_factor}")
+    a, b, c = view.cell
+    nx, ny = grid_size(a, sampling), grid_size(b, sampling)
     count = max(1, round(c / slice_thickness))
-    depth = c / count
-    # An atom on a boundary belongs to the slice that begins there, whatever the rounding of its coordinate.
-    owner = np.floor((view.positions[:, 2] + 1e-6) % 1.0 * count).astype(int)
-    distinct = [_projected(view, owner == index, shape, (a, b), b_factor, parametrisation) for index in range(count)]
-    total = max(1, round(thickness / depth))
-    order = tuple(i % count for i in range(total))
-    return Slices(torch.from_numpy(np.stack(distinct)), order, (a, b), depth)
-
-
-def _projected(
-    view: View,
-    chosen: np.ndarray,
-    shape: tuple[int, int],
-    cell: tuple[float, float],
-    b_factor: float,
-    parametrisation: Parametrisation,
-) -> np.ndarray:
-    """Projected potential of some of a view's atoms [V A]."""
-    h, k = (np.fft.fftfreq(n, 1 / n) for n in shape)
-    q = np.hypot(h[:, None] / cell[0], k[None] / cell[1])
-    total = np.zeros(shape, dtype=complex)
-    for number in np.unique(view.numbers[chosen]):
-        x, y = view.positions[chosen & (view.numbers == number), :2].T
-        phases = np.exp(-2j * np.pi * np.outer(h, x)) @ np.exp(-2j * np.pi * np.outer(y, k))
-        total += scattering_factor(int(number), q, parametrisation) * phases
-    total *= VOLTS / (cell[0] * cell[1]) * np.exp(-b_factor * q**2 / 4)
-    return np.asarray(np.fft.ifft2(total).real * shape[0] * shape[1])
-
-
-def _fast_length(least: float) -> int:
-    """The smallest even length of at least `least` with no prime factor above 5, for which FFTs are fast."""
-    length = 2 * int(np.ceil(least / 2 - 1e-9))
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 2
+    # A thousandth of a slice below its nominal plane still counts as in the plane: coordinates such as 0.3333 are rounded.
+    layer = np.floor(view.positions[:, 2] / c * count + 1e-3).astype(int) % count
+    gx, gy = np.fft.fftfreq(nx, a / nx), np.fft.fftfreq(ny, b / ny)
+    length = np.hypot(gx[:, None], gy[None])
+    spectrum = np.zeros((count, nx, ny), dtype=complex)
+    for number in np.unique(view.numbers):
+        shape = scattering_factor(int(number), length, parametrisation) * np.exp(-b_factor * length**2 / 4)
+        for k in range(count):
+            chosen = view.positions[(view.numbers == number) & (layer == k)]
+            phase_x = np.exp(-2j * np.pi * gx[:, None] * chosen[:, 0])
+            phase_y = np.exp(-2j * np.pi * gy[:, None] * chosen[:, 1])
+            spectrum[k] += shape * (phase_x @ phase_y.T)
+    # The inverse transform divides by the number of pixels; the series wants a division by the area alone. The real
+    # part halves the unpaired highest frequency of an even grid, as it must for a real potential.
+    potential = np.fft.ifft2(spectrum).real * (POTENTIAL * nx * ny / (a * b))
+    depth = max(1, round(thickness * count / c))
+    return Slices(
+        potential=torch.from_numpy(potential),
+        order=tuple(k % count for k in range(depth)),
+        sampling=(a / nx, b / ny),
+        thickness=c / count,
+        repeats=(max(1, round(box / a)), max(1, round(box / b))),
+    )

@@ -1,0 +1,23 @@
+"""The fast electron: wavelength and interaction with a potential, relativistic, from the CODATA constants."""
+
+import math
+
+from scipy import constants
+
+_REST = constants.m_e * constants.c**2 / constants.e  # rest energy [eV]
+_HC = constants.h * constants.c / constants.e * 1e10  # [eV A]
+
+
+def wavelength(energy: float) -> float:
+    """De Broglie wavelength [A] of an electron accelerated through `energy` [eV]: h c / sqrt(E (E + 2 m c^2))."""
+    if not (math.isfinite(energy) and energy > 0):
+        raise ValueError(f"energy must be positive [eV], got {energy}")
+    return float(_HC / math.sqrt(energy * (energy + 2 * _REST)))
+
+
+def interaction(energy: float) -> float:
+    """Interaction parameter sigma [rad / (V A)]: a projected potential V shifts the phase by sigma V.
+
+    sigma = 2 pi m e lambda / h^2 with the relativistic mass m = m0 + E / c^2, written as 2 pi (E + m c^2) / (h c)^2 * lambda.
+    """
+    return 2 * math.pi * (energy + _REST) * wavelength(energy) / _HC**2
