@@ -1,13 +1,13 @@
 """The diffraction patterns of a whole unit cell in one go.
 
-On top of periodic.py: for one detector pixel the amplitude as a function of the probe position x0 is a Fourier series over
-the cell, with one term S(k, k0) A(k0) exp(-i chi(k0)) exp(-2 pi i k0.x0) for each incident beam k0 of that pixel's residue
-class. Put at the index of k0's reciprocal-lattice vector, one small Fourier transform gives it at every point of a probe
-grid over the cell; its absolute square is summed into the detector bins. No pattern of the full array is ever formed.
+On top of periodic.py: for one detector pixel the amplitude as a function of the probe position x0 is a Fourier series
+over the cell, with one term S(k, k0) A(k0) exp(-i chi(k0)) exp(-2 pi i k0.x0) for each incident beam k0 of that pixel's
+residue class. Put at the index of k0's reciprocal-lattice vector, one small Fourier transform gives it at every point
+of a probe grid over the cell; its absolute square is summed into the detector bins. The full array is never formed.
 
-Intensities hold no frequency above twice the aperture radius on either side, 2 alpha / lambda, so a probe grid with steps of
-at most lambda / (4 alpha) over one cell (0.25 A at 200 keV and 25 mrad) is complete: Fourier interpolation gives every other
-position.
+Intensities hold no frequency above 2 alpha / lambda, so a probe grid with steps of at most lambda / (4 alpha) over one
+cell (0.25 A at 200 keV and 25 mrad) is complete: Fourier interpolation gives every other position. A soft aperture
+reaches half a reciprocal pixel further; the default step allows for it.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def scan_cell(
         multislice: microscope; its sampling and slice thickness must be those of the slices.
         slices: one unit cell and how often it repeats in the simulated array.
         detector: angular grid; 16 x 16 bins over +-40 mrad by default.
-        probe_step: largest distance between probe positions [A]; by default lambda / (4 alpha), which is complete.
+        probe_step: largest distance between probe positions [A]; by default the largest that is complete.
 
     Raises:
         ValueError: the grids do not fit each other, or the aperture is under-sampled.
@@ -62,12 +62,13 @@ def scan_cell(
     same = all(abs(a / b - 1) < 1e-9 for a, b in zip(multislice.sampling, slices.sampling, strict=True))
     if not same or abs(multislice.slice_thickness / slices.thickness - 1) > 1e-9:
         raise ValueError(
-            f"the microscope's grid, {multislice.sampling} A and slices of {multislice.slice_thickness} A, is not that of the "
-            f"slices, {slices.sampling} A and {slices.thickness} A: make it with sampling=slices.sampling, "
+            f"the microscope's grid, {multislice.sampling} A and slices of {multislice.slice_thickness} A, is not that "
+            f"of the slices, {slices.sampling} A and {slices.thickness} A: make it with sampling=slices.sampling, "
             "slice_thickness=slices.thickness"
         )
     if probe_step is None:
-        probe_step = multislice.wavelength / (4 * multislice.convergence_angle)
+        radius = multislice.convergence_angle / multislice.wavelength
+        probe_step = 1 / (4 * (radius + 0.5 / min(slices.box)))
     _, nx, ny = slices.potential.shape
     repeats = slices.repeats
     shape = (nx * repeats[0], ny * repeats[1])

@@ -18,6 +18,6 @@ def wavelength(energy: float) -> float:
 def interaction(energy: float) -> float:
     """Interaction parameter sigma [rad / (V A)]: a projected potential V shifts the phase by sigma V.
 
-    sigma = 2 pi m e lambda / h^2 with the relativistic mass m = m0 + E / c^2, written as 2 pi (E + m c^2) / (h c)^2 * lambda.
+    sigma = 2 pi m e lambda / h^2 with the relativistic mass m = m0 + E / c^2; here 2 pi (E + m0 c^2) lambda / (h c)^2.
     """
-    return 2 * math.pi * (energy + _REST) * wavelength(energy) / _HC**2
+    return float(2 * math.pi * (energy + _REST) * wavelength(energy) / _HC**2)

@@ -1,10 +1,11 @@
 """Multislice simulation of convergent-beam diffraction.
 
 Conventions. Waves are exp(+2 pi i k.x); pixel (i, j) of an array is the point (i dx, j dy). The transmission of a slice
-is exp(+i sigma V); it acts first, then the wave travels the slice's thickness, after the last slice as well. The probe at
-x0 is sum_k A(k) exp(-i chi(k)) exp(2 pi i k.(x - x0)) with chi = pi lambda k^2 (Cs lambda^2 k^2 / 2 - defocus): a positive
-defocus (underfocus) puts the focus that far below the entrance face. Patterns are |psi(k)|^2 on the array's reciprocal
-grid, zero frequency at (nx // 2, ny // 2), divided by the incident sum: their sum is the share kept inside the band limit.
+is exp(+i sigma V); it acts first, then the wave travels the slice's thickness, after the last slice as well. The probe
+at x0 is sum_k A(k) exp(-i chi(k)) exp(2 pi i k.(x - x0)) with chi = pi lambda k^2 (Cs lambda^2 k^2 / 2 - defocus): a
+positive defocus (underfocus) puts the focus that far below the entrance face. Patterns are |psi(k)|^2 on the array's
+reciprocal grid, zero frequency at (nx // 2, ny // 2), divided by the incident sum: their sum is the share of the
+electrons kept inside the band limit.
 Kirkland, Advanced Computing in Electron Microscopy, 2nd ed. (2010), chapter 6.
 """
 
@@ -37,7 +38,7 @@ class Multislice:
         defocus: distance of the focus below the entrance face [A].
         cs: spherical aberration [A].
         aperture: "hard" passes k <= angle / wavelength; "soft" has a linear edge of one reciprocal pixel about it.
-        band_limit: cutoff of transmission and propagator in units of the coarser axis' Nyquist frequency; None: no limit.
+        band_limit: cutoff of transmission and propagator, in units of the coarser axis' Nyquist frequency, or None.
         taper: width of the raised-cosine edge that ends at the cutoff, in units of 1 / max(dx, dy).
         dtype: torch.complex64 or torch.complex128.
         device: where the work is done.
@@ -84,8 +85,8 @@ class Multislice:
         if passed > self.cutoff:
             finest = (self.band_limit or 1) / (2 * passed)
             raise ValueError(
-                f"the aperture of {1e3 * self.convergence_angle:.3g} mrad reaches {passed:.3g} / A, but this grid passes only "
-                f"{self.cutoff:.3g} / A: choose a sampling below {finest:.3g} A or a smaller convergence_angle"
+                f"the aperture of {1e3 * self.convergence_angle:.3g} mrad reaches {passed:.3g} / A, but this grid only "
+                f"passes {self.cutoff:.3g} / A: choose a sampling below {finest:.3g} A or a smaller convergence_angle"
             )
 
     @property
@@ -121,7 +122,10 @@ class Multislice:
         if self.taper == 0:
             return (k <= self.cutoff).double()
         width = self.taper / max(self.sampling)
-        return 0.5 + 0.5 * torch.cos(math.pi * ((k - self.cutoff) / width + 1).clamp(0, 1))
+        turn: Tensor = math.pi * ((k - self.cutoff) / width + 1).clamp(0, 1)
+        # The cosine of pi is exactly -1 in double precision: outside the mask there is nothing at all.
+        passed: Tensor = 0.5 + 0.5 * turn.cos()
+        return passed
 
     def propagator(self, shape: tuple[int, int]) -> Complex[Tensor, "x y"]:
         """Fresnel propagator over one slice, exp(-i pi lambda t k^2), times the mask."""
@@ -152,8 +156,8 @@ class Multislice:
         if radius < max(steps):
             edges = " x ".join(f"{1 / step:.3g}" for step in steps)
             raise ValueError(
-                f"the aperture is under-sampled: its radius of {radius:.3g} / A is less than one reciprocal pixel of an array of "
-                f"{edges} A; repeat the array to more than {1 / radius:.3g} A or use a larger convergence_angle"
+                f"the aperture is under-sampled: its radius of {radius:.3g} / A is less than one reciprocal pixel of "
+                f"an array of {edges} A; repeat it to at least {1 / radius:.3g} A or use a larger convergence_angle"
             )
         if self.aperture == "hard":
             # A millionth of a pixel: a beam that lies on the edge is in, whatever the rounding.
@@ -200,8 +204,8 @@ class Multislice:
     ) -> Float[Tensor, "probe kx ky"]:
         """Diffraction pattern for each probe position.
 
-        Where all slices repeat within the array, the exact periodic path is taken by itself (see periodic.py): it works on
-        one tile and simulates each distinct position once. Otherwise the probes go through the array in batches.
+        Where all slices repeat within the array, the exact periodic path is taken by itself (see periodic.py): it works
+        on one tile and simulates each distinct position once. Otherwise the probes go through the array in batches.
 
         Args:
             slices: projected potentials in the order the beam meets them [V A].

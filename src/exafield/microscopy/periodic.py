@@ -2,9 +2,10 @@
 
 Take an array of M x n pixels that is M copies of a tile of n (in both dimensions), and write an index of its Fourier
 transform as I = r + M g, with the residue r = 0..M-1 and g = 0..n-1. A transmission that repeats with the tile has
-frequencies at multiples of M only, so it mixes g and never r; the propagator is diagonal. The slice step therefore splits into
-independent steps on the TILE, one for each residue, with the same transmission and the propagator's entries r, r + M, ...
-The wave that entered as the single beam k0 leaves as row k0 of the scattering matrix S; a probe is a sum over beams.
+frequencies at multiples of M only, so it mixes g and never r; the propagator is diagonal. The slice step therefore
+splits into independent steps on the TILE, one for each residue, with the same transmission and the propagator's entries
+r, r + M, ... The wave that entered as the single beam k0 leaves as row k0 of the scattering matrix S; a probe is a sum
+over beams.
 Bloch's theorem, applied to the discrete equations: the result equals that of the full array to rounding.
 """
 

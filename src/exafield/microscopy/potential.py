@@ -7,7 +7,9 @@ against what the beam resolves along z). The Fourier series of a slice on the pe
     V(x) = h^2 / (2 pi m e) / area * sum_G sum_atoms f_e(|G|) exp(-B G^2 / 4) exp(2 pi i G.(x - x_atom)),
 
 is summed over the reciprocal-lattice vectors G that the grid can hold, with exact phases: atoms may sit anywhere
-between pixels, and a potential on a finer grid holds the same coefficients and more.
+between pixels, and a potential on a finer grid holds the same coefficients and more. Cutting the series off, rather
+than sampling the true function at the pixels, gives the better transmission inside the band limit: against a grid 16
+times finer it is 10 to 30 times closer for atoms at rest, and twice as close for B = 0.6 A^2 (Si, Sr, Au at 0.125 A).
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from exafield.microscopy.scattering import POTENTIAL, Parametrisation, scatterin
 from exafield.microscopy.views import View
 
 # Sizes whose prime factors are 2, 3, 5: the ones for which fast Fourier transforms are fast.
-_SMOOTH = sorted(
+_SMOOTH: list[int] = sorted(
     2**a * 3**b * 5**c for a in range(14) for b in range(9) for c in range(6) if 2**a * 3**b * 5**c <= 2**13
 )
 
@@ -110,7 +112,7 @@ def projected_slices(
     a, b, c = view.cell
     nx, ny = grid_size(a, sampling), grid_size(b, sampling)
     count = max(1, round(c / slice_thickness))
-    # A thousandth of a slice below its nominal plane still counts as in the plane: coordinates such as 0.3333 are rounded.
+    # A thousandth of a slice below a plane still counts as in the plane: coordinates such as 0.3333 are rounded.
     layer = np.floor(view.positions[:, 2] / c * count + 1e-3).astype(int) % count
     gx, gy = np.fft.fftfreq(nx, a / nx), np.fft.fftfreq(ny, b / ny)
     length = np.hypot(gx[:, None], gy[None])

@@ -9,8 +9,8 @@ A, B, C of the orthogonal cell, the axes of a zone are
     010    C       A        B
     110    C       A - B    A + B     only where A and B are equally long
 
-A hexagonal or trigonal cell (a = b, gamma = 120 degrees) is first rewritten as a x sqrt(3) a: A = a, B = a + 2 b, C = c,
-so that its zones 001, 100, 010 are [001], [100] and [120] of the hexagonal axes. An edge is divided where the
+A hexagonal or trigonal cell (a = b, gamma = 120 degrees) is first rewritten as a x sqrt(3) a with A = a, B = a + 2 b,
+C = c, so that its zones 001, 100, 010 are [001], [100] and [120] of the hexagonal axes. An edge is divided where the
 crystal repeats within it. Atoms at (x, y, z) are in [0, edge).
 """
 
@@ -163,8 +163,8 @@ def _orthogonal(
         vectors, numbers, fractions = _recell(vectors, numbers, fractions, _HEXAGONAL)
     elif not (upright and abs(gamma - 90) < _ANGLE):
         raise CrystalError(
-            f"{crystal.name}: the cell angles are {alpha:.2f}, {beta:.2f}, {gamma:.2f} degrees; views need an orthogonal "
-            "cell, or a hexagonal one with a = b and gamma = 120 degrees"
+            f"{crystal.name}: the cell angles are {alpha:.2f}, {beta:.2f}, {gamma:.2f} degrees; views need an "
+            "orthogonal cell, or a hexagonal one with a = b and gamma = 120 degrees"
         )
     return np.linalg.norm(vectors, axis=1), numbers, fractions
 
