@@ -131,6 +131,12 @@ class Numbers:
         return f"numbers.zarr, row {index}"
 
 
+def drain(loader: Loader) -> None:
+    """Two batches: once round the ten samples in the tests that use it."""
+    for _ in range(2):
+        loader.next()
+
+
 def loader_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "exafield loader"]
 
@@ -165,8 +171,7 @@ def test_an_error_of_the_source_names_the_sample(prefetch: int) -> None:
     with pytest.raises(
         SourceError, match=r"Numbers: sample 7 \(numbers.zarr, row 7\) in epoch 0 .*OSError: disk on fire"
     ):
-        for _ in range(2):
-            loader.next()
+        drain(loader)
     loader.close()
     assert loader_threads() == []
 
@@ -177,8 +182,7 @@ def test_nan_in_data_names_source_and_sample(prefetch: int) -> None:
         Loader(Numbers(bad=4), Sampler(10, 5), prefetch=prefetch) as loader,
         pytest.raises(SourceError, match=r"Numbers: sample 4 \(numbers.zarr, row 4\) holds NaN or infinity in 'x'"),
     ):
-        for _ in range(2):
-            loader.next()
+        drain(loader)
     assert loader_threads() == []
 
 

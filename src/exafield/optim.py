@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch.nn import Parameter
@@ -106,6 +106,7 @@ class SGD:
 Optimiser = Adam | AdamW | SGD
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """The learning rate over training, as a multiple of the optimiser's own."""
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ class Player:
             raise ValueError(f"player {self.name!r}: ranks must name each rank once and at least one, got {self.ranks}")
 
 
+@runtime_checkable
 class Problem(Protocol):
     """One scientific question."""
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from exafield.field import Field
 from exafield.trace import Trace
 
 
+@runtime_checkable
 class Source(Protocol):
     """A numbered set of samples; a sample is a set of named tensors.
 
@@ -281,7 +282,7 @@ class Loader:
         """Ends the reading thread, after the batch it is at."""
         self._halt()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(
