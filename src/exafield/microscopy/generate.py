@@ -1,0 +1,214 @@
+"""Generation: crystals -> views -> diffraction patterns of one cell and projected potential -> store."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from exafield.engine import MapEngine
+from exafield.engine.local import ProcessEngine
+from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
+from exafield.microscopy.multislice import Multislice
+from exafield.microscopy.periodic import Detector
+from exafield.microscopy.potential import Parametrisation, projected_slices
+from exafield.microscopy.view import View, views
+from exafield.store import SampleStore, cache_folder, locked
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What is simulated. The defaults are those of the demo; all our choice unless said.
+
+    Args:
+        energy: of the beam [eV].
+        convergence_angle: semi-angle [rad]; the aperture's edge is soft.
+        thickness: of the specimen [A].
+        slice_thickness: [A].
+        sampling: pixel of the potential [A].
+        b_factor: Debye-Waller factor of every atom [A^2]; about that of metals at room temperature.
+        box: the cell is repeated to about this edge [A].
+        detector_pixels: along a side.
+        detector_angle: half the detector's width [rad].
+        parametrisation: of the scattering factors.
+        largest_edge: of a cell across the beam [A].
+        crystals: "embedded" for the built-in table, or a folder of CIF files.
+    """
+
+    energy: float = 200e3
+    convergence_angle: float = 0.025
+    thickness: float = 40.0
+    slice_thickness: float = 2.0
+    sampling: float = 0.125
+    b_factor: float = 0.6
+    box: float = 14.0
+    detector_pixels: int = 16
+    detector_angle: float = 0.040
+    parametrisation: Parametrisation = "kirkland"
+    largest_edge: float = 9.0
+    crystals: str = "embedded"
+
+    def digest(self) -> str:
+        """A short name for this set of parameters."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One simulated view: everything a scan of this crystal can show.
+
+    Args:
+        patterns: (px, py, kx, ky) over a grid of probe positions over one cell, as shares of the incident intensity.
+        potential: (x, y) projected potential of the specimen over one cell [V A].
+        edges: of the cell [A].
+        name, crystal, material, prototype: of what it shows; `material` is composition and space group.
+    """
+
+    patterns: np.ndarray
+    potential: np.ndarray
+    edges: tuple[float, float]
+    name: str
+    crystal: str
+    material: str
+    prototype: str
+
+
+def crystals(source: str) -> list[Crystal]:
+    """The crystals of the built-in table or of a folder of CIF files.
+
+    Raises:
+        CrystalError: the folder holds no CIF file, or one cannot be read; names it.
+    """
+    if source == "embedded":
+        return list(embedded())
+    paths = sorted(Path(source).glob("*.cif"))
+    if not paths:
+        raise CrystalError(f"{source}: no such folder, or no .cif file in it")
+    return [from_cif(path) for path in paths]
+
+
+def simulate(task: tuple[View, Generation]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One view's arrays and attributes; a plain function of its argument, for any engine."""
+    view, g = task
+    torch.set_num_threads(1)
+    slices = projected_slices(
+        view,
+        sampling=g.sampling,
+        slice_thickness=g.slice_thickness,
+        thickness=g.thickness,
+        b_factor=g.b_factor,
+        parametrisation=g.parametrisation,
+    )
+    simulator = Multislice(g.energy, slices.sampling, slices.thickness, g.convergence_angle, aperture="soft")
+    repeats = (max(1, round(g.box / slices.cell[0])), max(1, round(g.box / slices.cell[1])))
+    patterns, kept = simulator.scan_cell(slices, repeats, Detector(g.detector_pixels, g.detector_angle))
+    arrays = {
+        "patterns": patterns.numpy().astype(np.float32),
+        "potential": slices.projected.numpy().astype(np.float32),
+    }
+    attributes = {
+        "name": view.name,
+        "crystal": view.crystal.name,
+        "material": view.crystal.material,
+        "prototype": view.crystal.prototype,
+        "reference": view.crystal.reference,
+        "zone": view.zone,
+        "edges_angstrom": list(view.edges),
+        "thickness_angstrom": slices.thickness * len(slices.order),
+        "intensity_within_band_limit": kept,
+        "units": {"patterns": "share of incident intensity", "potential": "V A"},
+    }
+    return arrays, attributes
+
+
+def generate(path: str | Path, generation: Generation, engine: MapEngine | None = None) -> tuple[int, float]:
+    """Simulates every view that the store at `path` does not hold yet.
+
+    Interrupted, it goes on where it stopped when called again; two processes do not disturb each other.
+
+    Returns:
+        the number of views simulated now, and the smallest share of intensity any view kept within the band limit.
+    Raises:
+        StoreError: the store was made with other parameters, is damaged, or cannot be written.
+        CrystalError: a crystal cannot be used.
+    """
+    wanted = [v for crystal in crystals(generation.crystals) for v in views(crystal, generation.largest_edge)]
+    if not wanted:
+        raise CrystalError(
+            f"no crystal of {generation.crystals} has an orthogonal or hexagonal cell with edges up to "
+            f"{generation.largest_edge} A"
+        )
+    engine = engine or ProcessEngine()
+    keys = [_key(view) for view in wanted]
+    made, least = 0, 1.0
+    with locked(path), SampleStore(path, asdict(generation), write=True) as store:
+        complete = store.keys()
+        done = {index for index, key in enumerate(keys) if key in complete}
+        for index, (arrays, attributes) in engine.map(simulate, ((v, generation) for v in wanted), done=done):
+            store.write(keys[index], arrays, attributes)
+            made += 1
+            least = min(least, attributes["intensity_within_band_limit"])
+    return made, least
+
+
+def _key(view: View) -> str:
+    return f"{view.crystal.name.replace(' ', '-')}.{view.crystal.space_group}.{view.zone}"
+
+
+def default_path(generation: Generation) -> Path:
+    """Where a generated set is kept if nobody says otherwise."""
+    return cache_folder() / f"microscopy-{generation.digest()}.zarr"
+
+
+def load(path: str | Path, generation: Generation) -> list[Scan]:
+    """All scans of a store, in order of their keys.
+
+    Raises:
+        StoreError: see :class:`SampleStore`.
+    """
+    scans = []
+    with SampleStore(path, asdict(generation)) as store:
+        for key in sorted(store.keys()):
+            arrays, about = store.read(key)
+            edges = about["edges_angstrom"]
+            scans.append(
+                Scan(
+                    arrays["patterns"],
+                    arrays["potential"],
+                    (edges[0], edges[1]),
+                    about["name"],
+                    about["crystal"],
+                    about["material"],
+                    about["prototype"],
+                )
+            )
+    return scans
+
+
+def part_of(material: str) -> Part:
+    """Which part of the data a material belongs to: 70 % train, 12 % validation, 18 % test, by hash.
+
+    All views of a material, and all crystals of the same composition and space group, are on one side.
+    """
+    share = int.from_bytes(hashlib.sha256(material.encode()).digest()[:4]) / 2**32
+    return "test" if share < 0.18 else "validation" if share < 0.30 else "train"
+
+
+def split(scans: Iterable[Scan]) -> dict[Part, list[Scan]]:
+    """The scans by part."""
+    parts: dict[Part, list[Scan]] = {"train": [], "validation": [], "test": []}
+    for scan in scans:
+        parts[part_of(scan.material)].append(scan)
+    return parts
+
+
+def seen_prototypes(train: Sequence[Scan]) -> set[str]:
+    """The structure types that occur in training."""
+    return {scan.prototype for scan in train}

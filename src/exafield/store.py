@@ -1,0 +1,210 @@
+"""Where things are kept: run folders, files written whole or not at all, and stores of samples."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exafield.requirement import require
+
+_FORMAT = 1
+
+
+class StoreError(RuntimeError):
+    """Something cannot be read or written; says which path and what to do."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Writes a file so that at any moment either the old or the new one is there, whole.
+
+    Raises:
+        StoreError: it could not be written; the old one is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+
+
+class RunFolder:
+    """A folder of one run: run.yaml, metrics.jsonl, trace.json, checkpoints/, pictures.
+
+    Args:
+        path: made if missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+
+    @classmethod
+    def new(cls, problem: str, root: str | Path = "runs") -> "RunFolder":
+        """A fresh folder root/PROBLEM-DATE-TIME."""
+        base = Path(root) / f"{problem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, number = base, 1
+        while path.exists():
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
+        return cls(path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "run.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def trace(self) -> Path:
+        """Chrome trace events of all ranks."""
+        return self.path / "trace.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def picture(self, name: str) -> Path:
+        """Where a picture goes."""
+        return self.path / f"{name}.png"
+
+
+class SampleStore:
+    """Samples (named arrays with attributes) by key, in a zarr folder or an HDF5 file, whichever the suffix says.
+
+    A sample is either complete or absent: what a killed process left half-written does not count and is
+    written again. One writer at a time, see :meth:`locked`.
+
+    Args:
+        path: ends in .zarr, .h5 or .hdf5.
+        attributes: what the whole store was made with; an existing store must have been made with the same.
+    Raises:
+        StoreError: the suffix is unknown, the file is damaged, or it was made differently; names what differs.
+    """
+
+    def __init__(self, path: str | Path, attributes: Mapping[str, Any], *, write: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".zarr", ".h5", ".hdf5"):
+            raise StoreError(f"{self.path}: a store must end in .zarr, .h5 or .hdf5")
+        wanted = {"format": _FORMAT, **json.loads(json.dumps(dict(attributes)))}
+        mode = "a" if write else "r"
+        self._hdf5 = self.path.suffix != ".zarr"
+        try:
+            if self._hdf5:
+                self._root: Any = require("h5py", extra="microscopy").File(self.path, mode)
+            else:
+                self._root = require("zarr", extra="microscopy").open_group(str(self.path), mode=mode)
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"{self.path}: cannot be opened ({error}): it is missing, damaged or no store; remove it and "
+                "generate again"
+            ) from error
+        have = json.loads(self._root.attrs.get("made_with", "null"))
+        if have is None and write:
+            self._root.attrs["made_with"] = json.dumps(wanted)
+        elif have != wanted:
+            have = have or {}
+            differing = [k for k in sorted({*have, *wanted}) if have.get(k) != wanted.get(k)]
+            changes = ", ".join(f"{k}: {have.get(k)!r} there, {wanted.get(k)!r} wanted" for k in differing)
+            self.close()
+            raise StoreError(f"{self.path} was made with other parameters ({changes}): choose another path or remove it")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._hdf5:
+            self._root.close()
+
+    def __enter__(self) -> "SampleStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def keys(self) -> set[str]:
+        """The complete samples."""
+        return {key for key in self._root if "attributes" in self._root[key].attrs}
+
+    def write(self, key: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
+        """Adds a sample; its attributes are written last and make it complete."""
+        try:
+            if key in self._root:
+                del self._root[key]
+            group = self._root.create_group(key)
+            for name, array in arrays.items():
+                if self._hdf5:
+                    group.create_dataset(name, data=array)
+                else:
+                    group.create_array(name, data=array, chunks=array.shape)
+            group.attrs["attributes"] = json.dumps(dict(attributes))
+            if self._hdf5:
+                self._root.flush()
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot write sample {key!r}: {error}; free some space and run again") from error
+
+    def read(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A sample's arrays and attributes.
+
+        Raises:
+            StoreError: it is not there, is damaged, or holds NaN or infinity; names the file and the sample.
+        """
+        try:
+            group = self._root[key]
+            attributes = json.loads(group.attrs["attributes"])
+            names = list(group.keys())
+            arrays = {name: np.asarray(group[name][...]) for name in names}
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise StoreError(f"{self.path}: sample {key!r} is missing or damaged ({error}): generate again") from error
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+                raise StoreError(f"{self.path}: sample {key!r}, array {name!r} holds NaN or infinity at index {place}")
+        return arrays, attributes
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """One process at a time; the others wait. The lock ends with its process, however that ends."""
+    import fcntl
+
+    lock = Path(path).with_name(f"{Path(path).name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cache_folder() -> Path:
+    """Where data that can be made again is kept: $EXAFIELD_CACHE, or exafield in the user's cache folder."""
+    given = os.environ.get("EXAFIELD_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exafield"
