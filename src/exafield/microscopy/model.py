@@ -143,7 +143,58 @@ def scan_as_space(pixels: int = 16, refine: int = 4, growth: int = 16) -> ScanAs
     return ScanAsSpace(pixels, refine, growth)
 
 
-# Probes, growth and kernel of networks the authors trained or named (stemdl repository).
+class Reconstructor(nn.Module):
+    """From the square roots of a scan's counts to its potential.
+
+    Standardises the input, lets a network find the shape, and restores the amplitude: a linear guess from the input's
+    contrast, corrected by a small network that sees how much each detector pixel varies over the scan.
+
+    Args:
+        network: from a standardised scan to a potential of about unit amplitude.
+        pixels: of the detector along a side.
+    """
+
+    pixel_scale: Tensor
+    pixel_log: Tensor
+    contrast: Tensor
+
+    def __init__(self, network: nn.Module, pixels: int = 16) -> None:
+        super().__init__()
+        self.network = network
+        self.amplitude = nn.Sequential(nn.Linear(pixels**2, 32), nn.ReLU(), nn.Linear(32, 1))
+        nn.init.zeros_(self.amplitude[2].weight)
+        nn.init.zeros_(self.amplitude[2].bias)
+        self.register_buffer("pixel_scale", torch.ones(pixels, pixels))
+        self.register_buffer("pixel_log", torch.zeros(pixels**2))
+        self.register_buffer("contrast", torch.tensor(1.0))
+
+    @torch.no_grad()
+    def fit_statistics(self, scan: Float[Tensor, "batch x y kx ky"]) -> None:
+        """Takes the scales of detector pixels from samples of the training set."""
+        centred = scan - scan.mean((1, 2), keepdim=True)
+        rms = centred.square().mean((0, 1, 2)).sqrt()
+        # Pixels that hardly ever see an electron would otherwise bring in noise alone (our choice).
+        self.pixel_scale.copy_(rms.mean() / rms.clamp(min=0.3 * float(rms.max())))
+        self.pixel_log.copy_(_log_variation(centred).mean(0))
+        self.contrast.copy_(centred.flatten(1).std(1).mean())
+
+    def forward(self, scan: Float[Tensor, "batch x y kx ky"]) -> Float[Tensor, "batch fx fy"]:
+        """Potential in units of the training set's constant, less its mean over the window."""
+        centred = scan - scan.mean((1, 2), keepdim=True)
+        contrast = centred.flatten(1).std(1)[:, None, None].clamp(min=1e-12)
+        shape = self.network(centred * (self.pixel_scale / contrast[..., None, None]))
+        correction = self.amplitude(_log_variation(centred) - self.pixel_log)[..., None]
+        potential = shape * (contrast / self.contrast) * torch.exp(correction)
+        return potential - potential.mean((1, 2), keepdim=True)
+
+
+def _log_variation(centred: Tensor) -> Tensor:
+    """Logarithm of each detector pixel's standard deviation over the scan: (batch, pixel)."""
+    # 1e-8 is the square of a ten-thousandth: below any counting noise.
+    return 0.5 * torch.log(centred.square().mean((1, 2)).flatten(1) + 1e-8)
+
+
+# Growth and kernel of networks the authors trained or named (stemdl repository).
 PUBLISHED = {
     "g64k3": {"growth": 64, "kernel": 3},
     "g128k3": {"growth": 128, "kernel": 3},

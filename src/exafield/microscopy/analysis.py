@@ -1,0 +1,162 @@
+"""How good a reconstructed potential is: as a field, and as a list of atom columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import ndimage, optimize
+
+# Columns closer than this are one [A]; a found column is right within this distance of a true one [A].
+MERGE, MATCH = 0.4, 0.5
+# A maximum of the true potential is a column if it rises above this share of the window's range (our choice).
+TRUE_THRESHOLD = 0.10
+# Maxima this close to the window's edge are left out [A].
+MARGIN = 0.5
+
+
+def relative_l2(prediction: Float[np.ndarray, "x y"], truth: Float[np.ndarray, "x y"]) -> float:
+    """|prediction - truth| / |truth|, both less their means."""
+    p, t = prediction - prediction.mean(), truth - truth.mean()
+    return float(np.linalg.norm(p - t) / np.linalg.norm(t))
+
+
+def standardised_r2(prediction: Float[np.ndarray, "x y"], truth: Float[np.ndarray, "x y"]) -> float:
+    """R2 of the prediction when both fields have mean 0 and standard deviation 1: of the shape, not the amplitude."""
+    p, t = ((f - f.mean()) / max(float(f.std()), 1e-12) for f in (prediction, truth))
+    return float(1 - ((p - t) ** 2).mean())
+
+
+def columns(field: Float[np.ndarray, "x y"], pixel: float, threshold: float) -> Float[np.ndarray, "n 2"]:
+    """Positions [A] of atom columns: local maxima above a share of the field's range, to a part of a pixel.
+
+    Args:
+        pixel: size [A].
+        threshold: share of the range between the lowest and highest value.
+    """
+    level = field.min() + threshold * (field.max() - field.min())
+    peaks = np.argwhere((field == ndimage.maximum_filter(field, size=3, mode="nearest")) & (field > level))
+    # Highest first, so that of two that merge the higher one stays.
+    peaks = peaks[np.argsort(-field[tuple(peaks.T)], kind="stable")]
+    found: list[np.ndarray] = []
+    for peak in peaks:
+        position = (_refined(field, peak) + 0.5) * pixel
+        if all(np.linalg.norm(position - other) >= MERGE for other in found):
+            found.append(position)
+    return np.array(found).reshape(-1, 2)
+
+
+def _refined(field: np.ndarray, peak: np.ndarray) -> np.ndarray:
+    """The vertex of the parabola through a maximum and its neighbours, along each axis [pixels]."""
+    position = peak.astype(float)
+    for axis in (0, 1):
+        if 0 < peak[axis] < field.shape[axis] - 1:
+            before, after = peak.copy(), peak.copy()
+            before[axis] -= 1
+            after[axis] += 1
+            low, mid, high = field[tuple(before)], field[tuple(peak)], field[tuple(after)]
+            curvature = low - 2 * mid + high
+            if curvature < 0:
+                position[axis] += np.clip(0.5 * (low - high) / curvature, -0.5, 0.5)
+    return position
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Columns found against columns that are there.
+
+    Args:
+        true, found: how many there are in the window's interior.
+        recalled: true ones that have a found one within 0.5 A, one to one.
+        correct: found ones that have a true one, one to one.
+        square: sum of the squared distances of the recalled ones [A^2].
+    """
+
+    true: int
+    found: int
+    recalled: int
+    correct: int
+    square: float
+
+
+def match(found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "m 2"], size: float) -> Match:
+    """Pairs columns one to one such that the most pairs lie within 0.5 A, at the least total distance.
+
+    Args:
+        size: of the square window [A]; columns near its edge may pair, but do not count by themselves.
+    """
+
+    def inner(points: np.ndarray) -> np.ndarray:
+        return np.all((points > MARGIN) & (points < size - MARGIN), axis=1)
+
+    inside_found, inside_true = inner(found), inner(true)
+    if not len(found) or not len(true):
+        return Match(int(inside_true.sum()), int(inside_found.sum()), 0, 0, 0.0)
+    distance = np.linalg.norm(found[:, None] - true[None], axis=-1)
+    # A pair out of reach costs more than any number of pairs within it.
+    cost = np.where(distance <= MATCH, distance, 1e6)
+    rows, cols = optimize.linear_sum_assignment(cost)
+    good = distance[rows, cols] <= MATCH
+    rows, cols = rows[good], cols[good]
+    recalled = inside_true[cols]
+    return Match(
+        int(inside_true.sum()),
+        int(inside_found.sum()),
+        int(recalled.sum()),
+        int(inside_found[rows].sum()),
+        float((distance[rows, cols][recalled] ** 2).sum()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Figures of a set of windows.
+
+    Args:
+        windows: how many.
+        relative_l2: mean over windows.
+        r2: mean of the standardised R2.
+        recall, precision: of atom columns.
+        rms: position error of recalled columns [A].
+    """
+
+    windows: int
+    relative_l2: float
+    r2: float
+    recall: float
+    precision: float
+    rms: float
+
+
+def score(
+    predictions: Sequence[Float[np.ndarray, "x y"]],
+    truths: Sequence[Float[np.ndarray, "x y"]],
+    pixel: float,
+    threshold: float,
+) -> Score:
+    """Scores windows; `threshold` is that of the predictions' columns, chosen on validation data."""
+    matches = [
+        match(columns(p, pixel, threshold), columns(t, pixel, TRUE_THRESHOLD), pixel * len(t))
+        for p, t in zip(predictions, truths, strict=True)
+    ]
+    recalled = sum(m.recalled for m in matches)
+    return Score(
+        len(matches),
+        float(np.mean([relative_l2(p, t) for p, t in zip(predictions, truths, strict=True)])),
+        float(np.mean([standardised_r2(p, t) for p, t in zip(predictions, truths, strict=True)])),
+        recalled / max(1, sum(m.true for m in matches)),
+        sum(m.correct for m in matches) / max(1, sum(m.found for m in matches)),
+        float(np.sqrt(sum(m.square for m in matches) / max(1, recalled))),
+    )
+
+
+def best_threshold(
+    predictions: Sequence[Float[np.ndarray, "x y"]], truths: Sequence[Float[np.ndarray, "x y"]], pixel: float
+) -> float:
+    """The column threshold with the best F1 on validation data."""
+
+    def f1(threshold: float) -> float:
+        s = score(predictions, truths, pixel, threshold)
+        return 2 * s.recall * s.precision / max(1e-12, s.recall + s.precision)
+
+    return max((0.05, 0.075, 0.10, 0.125, 0.15, 0.2, 0.25, 0.3), key=f1)
