@@ -13,10 +13,12 @@ import torch
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
 from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
+from exafield.microscopy.cell_scan import scan_cell
+from exafield.microscopy.detector import AngularDetector
 from exafield.microscopy.multislice import Multislice
-from exafield.microscopy.periodic import Detector
-from exafield.microscopy.potential import Parametrisation, projected_slices
-from exafield.microscopy.view import View, views
+from exafield.microscopy.potential import projected_slices
+from exafield.microscopy.scattering import Parametrisation
+from exafield.microscopy.views import View, views
 from exafield.store import SampleStore, cache_folder, locked
 
 
@@ -105,13 +107,19 @@ def simulate(task: tuple[View, Generation]) -> tuple[dict[str, np.ndarray], dict
         thickness=g.thickness,
         b_factor=g.b_factor,
         parametrisation=g.parametrisation,
+        box=g.box,
     )
-    simulator = Multislice(g.energy, slices.sampling, slices.thickness, g.convergence_angle, aperture="soft")
-    repeats = (max(1, round(g.box / slices.cell[0])), max(1, round(g.box / slices.cell[1])))
-    patterns, kept = simulator.scan_cell(slices, repeats, Detector(g.detector_pixels, g.detector_angle))
+    microscope = Multislice(
+        energy=g.energy,
+        sampling=slices.sampling,
+        slice_thickness=slices.thickness,
+        convergence_angle=g.convergence_angle,
+        aperture="soft",
+    )
+    scan = scan_cell(microscope, slices, AngularDetector(g.detector_pixels, g.detector_angle))
     arrays = {
-        "patterns": patterns.numpy().astype(np.float32),
-        "potential": slices.projected.numpy().astype(np.float32),
+        "patterns": scan.patterns.numpy().astype(np.float32),
+        "potential": slices.total.numpy().astype(np.float32),
     }
     attributes = {
         "name": view.name,
@@ -120,9 +128,9 @@ def simulate(task: tuple[View, Generation]) -> tuple[dict[str, np.ndarray], dict
         "prototype": view.crystal.prototype,
         "reference": view.crystal.reference,
         "zone": view.zone,
-        "edges_angstrom": list(view.edges),
+        "edges_angstrom": list(slices.cell),
         "thickness_angstrom": slices.thickness * len(slices.order),
-        "intensity_within_band_limit": kept,
+        "intensity_within_band_limit": scan.kept,
         "units": {"patterns": "share of incident intensity", "potential": "V A"},
     }
     return arrays, attributes
