@@ -119,13 +119,10 @@ class Multislice:
             return torch.ones(shape, dtype=torch.float64)
         kx, ky = self.frequencies(shape)
         k = torch.hypot(kx[:, None], ky[None])
-        if self.taper == 0:
-            return (k <= self.cutoff).double()
-        width = self.taper / max(self.sampling)
-        turn: Tensor = math.pi * ((k - self.cutoff) / width + 1).clamp(0, 1)
+        width = max(self.taper / max(self.sampling), 1e-12)
+        turn = ((k - self.cutoff) / width + 1).clamp(0, 1)
         # The cosine of pi is exactly -1 in double precision: outside the mask there is nothing at all.
-        passed: Tensor = 0.5 + 0.5 * turn.cos()
-        return passed
+        return torch.cos(math.pi * turn).add(1).div(2)
 
     def propagator(self, shape: tuple[int, int]) -> Complex[Tensor, "x y"]:
         """Fresnel propagator over one slice, exp(-i pi lambda t k^2), times the mask."""

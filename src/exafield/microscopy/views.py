@@ -62,7 +62,7 @@ class View:
         return f"{self.crystal.name} [{self.zone}]"
 
 
-def _fold(fractions: Float[np.ndarray, "atom 3"]) -> Float[np.ndarray, "atom 3"]:
+def _fold(fractions: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Into [0, 1), with a rounding error below one counted as zero."""
     folded = fractions % 1.0
     return np.where(folded > 1 - 1e-9, 0.0, folded)
