@@ -136,7 +136,9 @@ class SampleStore:
             differing = [k for k in sorted({*have, *wanted}) if have.get(k) != wanted.get(k)]
             changes = ", ".join(f"{k}: {have.get(k)!r} there, {wanted.get(k)!r} wanted" for k in differing)
             self.close()
-            raise StoreError(f"{self.path} was made with other parameters ({changes}): choose another path or remove it")
+            raise StoreError(
+                f"{self.path} was made with other parameters ({changes}): choose another path or remove it"
+            )
 
     def close(self) -> None:
         """Closes the file."""
@@ -168,7 +170,9 @@ class SampleStore:
             if self._hdf5:
                 self._root.flush()
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot write sample {key!r}: {error}; free some space and run again") from error
+            raise StoreError(
+                f"{self.path}: cannot write sample {key!r}: {error}; free some space and run again"
+            ) from error
 
     def read(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A sample's arrays and attributes.

@@ -13,6 +13,8 @@ MERGE, MATCH = 0.4, 0.5
 TRUE_THRESHOLD = 0.10
 # Maxima this close to the window's edge are left out [A].
 MARGIN = 0.5
+# Tried thresholds of predicted columns.
+_THRESHOLDS = (0.05, 0.075, 0.10, 0.125, 0.15, 0.175, 0.20, 0.25, 0.30)
 
 
 def relative_l2(prediction: Float[np.ndarray, "x y"], truth: Float[np.ndarray, "x y"]) -> float:
@@ -27,23 +29,29 @@ def standardised_r2(prediction: Float[np.ndarray, "x y"], truth: Float[np.ndarra
     return float(1 - ((p - t) ** 2).mean())
 
 
-def columns(field: Float[np.ndarray, "x y"], pixel: float, threshold: float) -> Float[np.ndarray, "n 2"]:
-    """Positions [A] of atom columns: local maxima above a share of the field's range, to a part of a pixel.
+def columns(
+    field: Float[np.ndarray, "x y"], pixel: float, threshold: float
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
+    """Atom columns: local maxima above a share of the field's range, to a part of a pixel; the highest first.
 
     Args:
         pixel: size [A].
         threshold: share of the range between the lowest and highest value.
+    Returns:
+        positions [A], and heights as shares of the range.
     """
-    level = field.min() + threshold * (field.max() - field.min())
-    peaks = np.argwhere((field == ndimage.maximum_filter(field, size=3, mode="nearest")) & (field > level))
+    heights = (field - field.min()) / max(float(np.ptp(field)), 1e-12)
+    peaks = np.argwhere((field == ndimage.maximum_filter(field, size=3, mode="nearest")) & (heights > threshold))
     # Highest first, so that of two that merge the higher one stays.
     peaks = peaks[np.argsort(-field[tuple(peaks.T)], kind="stable")]
     found: list[np.ndarray] = []
+    kept: list[float] = []
     for peak in peaks:
         position = (_refined(field, peak) + 0.5) * pixel
-        if all(np.linalg.norm(position - other) >= MERGE for other in found):
+        if all(((position - other) ** 2).sum() >= MERGE**2 for other in found):
             found.append(position)
-    return np.array(found).reshape(-1, 2)
+            kept.append(float(heights[tuple(peak)]))
+    return np.array(found).reshape(-1, 2), np.array(kept)
 
 
 def _refined(field: np.ndarray, peak: np.ndarray) -> np.ndarray:
@@ -136,7 +144,7 @@ def score(
 ) -> Score:
     """Scores windows; `threshold` is that of the predictions' columns, chosen on validation data."""
     matches = [
-        match(columns(p, pixel, threshold), columns(t, pixel, TRUE_THRESHOLD), pixel * len(t))
+        match(columns(p, pixel, threshold)[0], columns(t, pixel, TRUE_THRESHOLD)[0], pixel * len(t))
         for p, t in zip(predictions, truths, strict=True)
     ]
     recalled = sum(m.recalled for m in matches)
@@ -155,8 +163,14 @@ def best_threshold(
 ) -> float:
     """The column threshold with the best F1 on validation data."""
 
-    def f1(threshold: float) -> float:
-        s = score(predictions, truths, pixel, threshold)
-        return 2 * s.recall * s.precision / max(1e-12, s.recall + s.precision)
+    size = pixel * len(truths[0])
+    found = [columns(p, pixel, _THRESHOLDS[0]) for p in predictions]
+    true = [columns(t, pixel, TRUE_THRESHOLD)[0] for t in truths]
 
-    return max((0.05, 0.075, 0.10, 0.125, 0.15, 0.2, 0.25, 0.3), key=f1)
+    def f1(threshold: float) -> float:
+        matches = [match(f[h > threshold], t, size) for (f, h), t in zip(found, true, strict=True)]
+        # The harmonic mean of recall and precision; a pair counts for both.
+        good = sum(m.recalled + m.correct for m in matches)
+        return good / max(1, sum(m.true + m.found for m in matches))
+
+    return max(_THRESHOLDS, key=f1)

@@ -30,7 +30,13 @@ class Example:
 
 
 def reconstructions(
-    path: str | Path, examples: Sequence[Example], *, pixel: float, detector_angle: float, dose: float | None, caption: str
+    path: str | Path,
+    examples: Sequence[Example],
+    *,
+    pixel: float,
+    detector_angle: float,
+    dose: float | None,
+    caption: str,
 ) -> None:
     """Draws for each example one pattern, the true potential, and what ridge and network make of the scan.
 
@@ -47,16 +53,12 @@ def reconstructions(
     mrad = detector_angle * 1e3
     for row, (example, line) in enumerate(zip(examples, axes, strict=True)):
         size = pixel * len(example.truth)
-        line[0].imshow(
-            np.log1p(example.pattern).T, origin="lower", cmap="inferno", extent=(-mrad, mrad, -mrad, mrad)
-        )
+        line[0].imshow(np.log1p(example.pattern).T, origin="lower", cmap="inferno", extent=(-mrad, mrad, -mrad, mrad))
         line[0].set_ylabel(f"{example.title}\n{example.note}", fontsize=8)
         low, high = float(example.truth.min()), float(example.truth.max())
         for axis, image in zip(line[1:], (example.truth, example.ridge, example.network), strict=True):
             # Arrays are (x, y); images are drawn with x to the right and y upwards.
-            shown = axis.imshow(
-                image.T, origin="lower", cmap="viridis", vmin=low, vmax=high, extent=(0, size, 0, size)
-            )
+            shown = axis.imshow(image.T, origin="lower", cmap="viridis", vmin=low, vmax=high, extent=(0, size, 0, size))
             axis.set_xticks([])
             axis.set_yticks([])
         line[1].plot([0.5, 2.5], [0.5, 0.5], color="white", linewidth=2.5, solid_capstyle="butt")

@@ -167,9 +167,7 @@ class MicroscopyProblem:
         return {"relative_l2": s.relative_l2, "r2": s.r2}
 
     @torch.no_grad()
-    def _predict(
-        self, world: World, source: WindowSource, epochs: int
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _predict(self, world: World, source: WindowSource, epochs: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Network and truth [V A] for windows of every scan of a source, computed by all ranks together."""
         assert self.model is not None, "players() makes the model"
         model = self.model
@@ -206,13 +204,14 @@ class MicroscopyProblem:
         prediction, truth = self._predict(world, test, windows)
         if world.rank != 0:
             return None
-        baseline, ridges = ridge.fit(
-            lambda: _batches(self.source, windows), lambda: _batches(validation, windows)
+        train_batches, validation_batches, test_batches = (
+            list(_batches(s, windows)) for s in (self.source, validation, test)
         )
+        baseline, ridges = ridge.fit(lambda: iter(train_batches), lambda: iter(validation_batches))
         pixel = self.window.pixel
         scale = self.source.scale
-        ridge_seen = [p * scale for scan, _ in _batches(validation, windows) for p in baseline(scan).numpy()]
-        scans = [scan for scan, _ in _batches(test, windows)]
+        ridge_seen = [p * scale for scan, _ in validation_batches for p in baseline(scan).numpy()]
+        scans = [scan for scan, _ in test_batches]
         by_ridge = [p * scale for scan in scans for p in baseline(scan).numpy()]
         thresholds = (
             best_threshold(*seen_by_network, pixel),

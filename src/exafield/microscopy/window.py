@@ -118,9 +118,7 @@ class WindowSource:
         pairs = [self.sample(index, epoch) for index in indices]
         return {"scan": torch.stack([p[0] for p in pairs]), "potential": torch.stack([p[1] for p in pairs])}
 
-    def sample(
-        self, index: int, epoch: int
-    ) -> tuple[Float[Tensor, "x y kx ky"], Float[Tensor, "fx fy"]]:
+    def sample(self, index: int, epoch: int) -> tuple[Float[Tensor, "x y kx ky"], Float[Tensor, "fx fy"]]:
         """One window."""
         number = index % len(self.scans)
         random = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, index)))
@@ -146,14 +144,10 @@ class WindowSource:
         probes = (np.arange(w.probes) + 0.5) * w.step
         pixels = (np.arange(w.pixels) + 0.5) * w.pixel
         patterns, potential = self._patterns[number], self._targets[number]
-        px, py = (
-            interpolation(patterns.shape[d], scan.edges[d], probes + origin[d]) for d in (0, 1)
-        )
-        fx, fy = (
-            interpolation(potential.shape[d], scan.edges[d], pixels + origin[d]) for d in (0, 1)
-        )
+        px, py = (interpolation(patterns.shape[d], scan.edges[d], probes + origin[d]) for d in (0, 1))
+        fx, fy = (interpolation(potential.shape[d], scan.edges[d], pixels + origin[d]) for d in (0, 1))
         rows = (px @ patterns.flatten(1)).unflatten(1, patterns.shape[1:]).flatten(2)
-        cut = torch.matmul(py, rows).unflatten(2, patterns.shape[2:])
+        cut = torch.bmm(py.expand(len(px), *py.shape), rows).unflatten(2, patterns.shape[2:])
         return cut.clamp_(min=0), fx @ potential @ fy.T
 
 
