@@ -172,7 +172,9 @@ def test_an_error_of_the_source_names_the_sample(prefetch: int) -> None:
         SourceError, match=r"Numbers: sample 7 \(numbers.zarr, row 7\) in epoch 0 .*OSError: disk on fire"
     ):
         drain(loader)
-    loader.close()
+    with pytest.raises(SourceError, match="sample 7"):  # asked again it tries again, and loses none
+        drain(loader)
+    loader.pause()
     assert loader_threads() == []
 
 
@@ -202,6 +204,11 @@ def test_large_finite_values_pass() -> None:
         assert loader.next()["x"].shape == (4, 3)
 
 
+def ninth(length: int, batch_size: int) -> list[tuple[int, list[int]]]:
+    sampler = Sampler(length, batch_size)
+    return [sampler.draw() for _ in range(9)][-1]
+
+
 def test_one_thread_at_most_and_spans() -> None:
     trace, source = Trace(), Numbers()
     with Loader(source, Sampler(10, 2), prefetch=4, trace=trace) as loader:
@@ -210,7 +217,8 @@ def test_one_thread_at_most_and_spans() -> None:
         assert len(loader_threads()) == 1
     assert source.threads == {"exafield loader"}
     assert {(s.lane, s.name) for s in trace.spans} == {("loader", "read")}
-    with pytest.raises(RuntimeError, match="closed"):
-        loader.next()
+    assert loader_threads() == []
+    with loader:
+        assert loader.next()["index"].tolist() == [i for _, part in ninth(10, 2) for i in part]
     with pytest.raises(ValueError, match="prefetch"):
         Loader(source, Sampler(10, 2), prefetch=-1)

@@ -180,8 +180,6 @@ class Loader:
         Raises:
             SourceError: the source failed or gave a value that is not finite; names source and sample.
         """
-        if self._stop.is_set():
-            raise RuntimeError("this loader is closed: make another")
         if not self._prefetch:
             batch, self._state = self._read()
         else:
@@ -190,7 +188,7 @@ class Loader:
                 self._thread.start()
             item = self._ready.get()
             if isinstance(item, _Failure):
-                self.close()
+                self.pause()
                 raise item.error
             batch, self._state = item
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -266,21 +264,18 @@ class Loader:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes on from a saved state; what was read ahead is thrown away."""
-        self._halt()
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
         self.sampler.load_state_dict(state)
         self._state = self.sampler.state_dict()
         self._ready = queue.Queue(max(self._prefetch, 1))
         self._stop.clear()
 
-    def _halt(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def close(self) -> None:
-        """Ends the reading thread, after the batch it is at."""
-        self._halt()
+    def pause(self) -> None:
+        """Ends the reading thread, after the batch it is at; the next batch asked for starts it again."""
+        self.load_state_dict(self._state)
 
     def __enter__(self) -> "Loader":
         return self
@@ -288,4 +283,4 @@ class Loader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.pause()

@@ -1,0 +1,132 @@
+"""Meter: mean losses and speed of a run, and the time that all its ranks go by."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from exafield.seat import Seats
+from exafield.world import World
+
+# How often the ranks agree on the time, where it matters [s]: seldom enough to cost nothing; our choice.
+TICK = 0.25
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; raised on all ranks alike."""
+
+
+class Meter:
+    """Collects what :meth:`read` turns into metrics.
+
+    Args:
+        samples: drawn per step by all ranks together.
+    """
+
+    def __init__(self, seats: Seats, world: World, samples: int) -> None:
+        self._seats, self._world, self._samples = seats, world, samples
+        self.steps = 0
+        self.flops = 0
+        self._waited = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Time counts from here on."""
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around what is no training: its time does not count."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step. Counts the floating-point operations of the first, which stands for all."""
+        if self.flops:
+            yield
+        else:
+            with FlopCounterMode(display=False) as counter:
+                yield
+            self.flops = counter.get_total_flops()
+        self.steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def read(self) -> dict[str, float]:
+        """Means over ranks and steps since the last call. Collective.
+
+        Returns:
+            "loss" ("loss/NAME" where there are several players), "samples/s" and "FLOP/s" of the whole world, and
+            "data wait", the share of the time spent waiting for data.
+        Raises:
+            NonFiniteLossError: on all ranks, naming the step, the players and the ranks.
+        """
+        sums = [seat.sums() if seat is not None else (0.0, 0, None) for _, seat in self._seats]
+        steps, took = self.steps, max(time.perf_counter() - self._since, 1e-9)
+        numbers = [float(x) for total, count, _ in sums for x in (total, count)]
+        summed = torch.tensor([*numbers, float(self.flops * steps), self._waited / took], dtype=torch.float64)
+        self._world.all_reduce(summed)
+        *pairs, flops, waited = summed.tolist()
+        self.steps, self._waited = 0, 0.0
+        self.begin()
+        players = self._seats.players
+        if not all(map(math.isfinite, pairs)):
+            bad = {p.name: step for p, (_, _, step) in zip(players, sums, strict=True) if step is not None}
+            raise NonFiniteLossError(
+                f"{_first(self._world.all_gather_objects(bad))}: lower the learning rate, clip gradients or look at "
+                "the data; checkpoints written before are sound"
+            )
+        losses = {
+            f"loss/{player.name}" if len(players) > 1 else "loss": total / max(count, 1.0)
+            for player, total, count in zip(players, pairs[::2], pairs[1::2], strict=True)
+        }
+        rates = {"samples/s": steps * self._samples / took, "FLOP/s": flops / took}
+        return losses | rates | {"data wait": waited / self._world.size}
+
+
+def _first(found: list[Mapping[str, int]]) -> str:
+    """Where losses first stopped being finite, given for each rank its players' first such steps."""
+    step = min((s for one in found for s in one.values()), default=None)
+    if step is None:
+        return "the sum of the losses is not finite"
+    places = [
+        f"player {name!r} on rank {rank}" for rank, one in enumerate(found) for name, s in one.items() if s == step
+    ]
+    return f"the loss of {', '.join(places)} is NaN or infinite at step {step}"
+
+
+class Clock:
+    """Seconds of training. A shared one goes by rank 0's, looked at about every TICK; in between it stands still.
+
+    Args:
+        elapsed: what it starts at [s].
+        shared: whether all ranks must read the same. `read` is then collective.
+    """
+
+    def __init__(self, world: World, elapsed: float, shared: bool) -> None:
+        self._world, self._shared, self._elapsed = world, shared, elapsed
+        self._origin = time.perf_counter() - elapsed
+        self._calls = self._next = self._last = 0
+
+    def read(self) -> float:
+        """Seconds of training so far."""
+        now = time.perf_counter() - self._origin
+        if not self._shared:
+            return now
+        self._calls += 1
+        if self._calls >= self._next:
+            per_call = max((now - self._elapsed) / max(1, self._calls - self._last), 1e-9)
+            word = torch.tensor([now, max(1.0, TICK // per_call)], dtype=torch.float64)
+            self._world.broadcast(word)
+            self._elapsed, self._last, self._next = float(word[0]), self._calls, self._calls + int(word[1])
+        return self._elapsed

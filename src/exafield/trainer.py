@@ -1,0 +1,241 @@
+"""Trainer: the loop. Every player moves in turn; the rest is looking after them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from exafield.checkpoint import Checkpoints
+from exafield.meter import Clock, Meter
+from exafield.problem import Problem
+from exafield.reduce import Reducer
+from exafield.report import Report, save_trace
+from exafield.seat import Seat, Seats
+from exafield.source import Loader, Sampler
+from exafield.state import random_state, seed_everything, set_random_state
+from exafield.store import RunFolder
+from exafield.trace import Trace
+from exafield.world import World
+
+
+class Trainer:
+    """Trains the players of a problem. Made on all ranks together; so is every call but :meth:`step`'s inner work.
+
+    Seeds the global generators: alike on all ranks while the players are made, then apart on each.
+
+    Args:
+        problem: source, players and metrics.
+        world: the ranks.
+        reducer: how gradients are averaged; each player gets a reduction of its own.
+        batch_size: samples per draw and rank.
+        seed: of everything drawn at random.
+        folder: takes metrics, checkpoints and the trace; None writes nothing.
+        precision: "fp32", or "bf16": losses run under autocast, weights and optimisers stay in fp32.
+        clip: greatest norm of a player's whole gradient, after averaging; None for no limit.
+        accumulate: draws whose gradients are added up before each move.
+        prefetch: batches read ahead.
+        log_every: steps between two records of the metrics; losses are looked at then, so that is also how soon
+            one that is not finite is seen.
+        keep: checkpoints kept.
+        trace: takes spans of what the trainer, the loader and the reducers do.
+        report: what is printed and recorded; default: progress on rank 0.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        world: World,
+        reducer: Reducer | None = None,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+        folder: RunFolder | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        clip: float | None = None,
+        accumulate: int = 1,
+        prefetch: int = 2,
+        log_every: int = 10,
+        keep: int = 3,
+        trace: Trace | None = None,
+        report: Report | None = None,
+    ) -> None:
+        for name, value in (("accumulate", accumulate), ("log_every", log_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip must be above 0, or None for no clipping, got {clip}")
+        self.problem, self.world, self.folder = problem, world, folder
+        self.precision, self.clip, self.accumulate, self.log_every = precision, clip, accumulate, log_every
+        self.trace = trace if trace is not None else Trace(world.rank, enabled=folder is not None)
+        sampler = Sampler(len(problem.source), batch_size, world.rank, world.size, seed)
+        self.loader = Loader(problem.source, sampler, device=world.device, prefetch=prefetch, trace=self.trace)
+        seed_everything(seed)
+        self.seats = Seats(problem.players(world), world, reducer or Reducer(), self.trace)
+        seed_everything(seed, 1 + world.rank)
+        draws = max(player.moves for player in self.seats.players) * accumulate
+        self.meter = Meter(self.seats, world, draws * batch_size * world.size)
+        self.report = report or Report(world.rank == 0, folder.metrics if folder else None)
+        self.checkpoints = Checkpoints(folder.checkpoints, world, keep) if folder else None
+        self.steps, self.elapsed = 0, 0.0
+        world.on_close(self.close)
+
+    # ---- one step ----
+
+    def step(self) -> None:
+        """One step: every player makes its moves, in turn. Look at :meth:`metrics` now and then."""
+        draws: list[list[dict[str, Tensor]]] = []
+        with self.meter.step():
+            for player, seat in self.seats:
+                if seat is not None and player.begin is not None:
+                    player.begin(self.steps)
+                for move in range(player.moves):
+                    if move == len(draws):  # all ranks draw alike, whoever lives on them
+                        draws.append([self._draw() for _ in range(self.accumulate)])
+                    if seat is not None:
+                        self._move(seat, draws[move])
+        self.steps += 1
+
+    def _move(self, seat: Seat, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        name = seat.player.name
+        seat.optimiser.zero_grad(set_to_none=True)
+        for number, batch in enumerate(batches, start=1):
+            with nullcontext() if number == len(batches) else seat.reduction.hold():
+                with self.trace.span("trainer", "forward", player=name), self._autocast():
+                    loss = seat.loss(batch)
+                with self.trace.span("trainer", "backward", player=name):
+                    seat.backward(loss / len(batches))
+            seat.tally(loss, self.steps)
+        with self.trace.span("trainer", "finish", player=name):
+            seat.reduction.finish()
+        with self.trace.span("trainer", "optimiser", player=name):
+            if self.clip is not None:
+                clip_grad_norm_(seat.parameters, self.clip)
+            seat.set_rate(self.steps, self.elapsed)
+            seat.optimiser.step()
+
+    def _draw(self) -> dict[str, Tensor]:
+        with self.meter.waiting(), self.trace.span("trainer", "data wait"):
+            return self.loader.next()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    # ---- looking at it, keeping it, coming back to it ----
+
+    def metrics(self) -> dict[str, float]:
+        """Mean losses and speed since the last call, see :meth:`exafield.meter.Meter.read`. Collective."""
+        values = self.meter.read()
+        self.report.train(self.steps, values)
+        return values
+
+    def evaluate(self) -> dict[str, float]:
+        """The problem's metrics on held-back data. Collective; leaves no trace in the training."""
+        with self.meter.apart(), self.trace.span("trainer", "evaluate"), self.seats.evaluating():
+            values = self.problem.evaluate(self.world)
+        self.report.evaluate(self.steps, values)
+        return values
+
+    def save(self) -> Path:
+        """Writes a checkpoint into the run folder. Collective.
+
+        Raises:
+            CheckpointError: on all ranks; the checkpoints before are untouched, and training can go on.
+            NonFiniteLossError: on all ranks; this state is not worth keeping.
+        """
+        if self.checkpoints is None:
+            raise ValueError("there is nowhere to write checkpoints: give the trainer a folder")
+        if self.meter.steps:  # losses not looked at yet
+            self.metrics()
+        mine = {
+            "loader": self.loader.state_dict(),
+            "random": random_state(self.world.device),
+            "flops": self.meter.flops,
+        }
+        with self.meter.apart(), self.trace.span("trainer", "checkpoint"):
+            return self.seats.save(self.checkpoints, self.steps, mine, {"elapsed": self.elapsed})
+
+    def resume(self) -> bool:
+        """Goes on from the newest checkpoint that is whole; False if there is none. Collective.
+
+        With the same number of ranks, configuration and machine the run goes on bit for bit as if it had never
+        stopped, unless a schedule goes by the clock.
+
+        Raises:
+            CheckpointError: on all ranks; the checkpoint does not fit this run, or none is whole.
+        """
+        found = self.seats.load(self.checkpoints) if self.checkpoints is not None else None
+        if found is None:
+            return False
+        self.steps, mine, about = found
+        self.elapsed, self.meter.flops = about["elapsed"], mine["flops"]
+        self.loader.load_state_dict(mine["loader"])
+        set_random_state(mine["random"], self.world.device)
+        self.report.resume(self.steps)
+        return True
+
+    def close(self) -> None:
+        """Ends threads and closes files; the world does it too when it closes. Collective."""
+        self.loader.pause()
+        self.report.close()
+        self.seats.close()
+
+    # ---- the loop ----
+
+    def fit(
+        self,
+        steps: int | None = None,
+        seconds: float | None = None,
+        *,
+        evaluate_every: int | None = None,
+        checkpoint_every: int | None = None,
+    ) -> dict[str, float]:
+        """Trains until `steps` steps, or `seconds` of training, are done, counted from the start of the run.
+
+        Ends with an evaluation and, where there is a folder, a checkpoint and the trace. Can be called again with
+        more steps or seconds. A run by the clock goes by rank 0's on all ranks, and does not repeat bit for bit.
+
+        Returns:
+            the metrics of the last evaluation.
+        Raises:
+            NonFiniteLossError, SourceError, CheckpointError, WorldAborted: see there; what was learnt is kept.
+        """
+        if (steps is None) == (seconds is None):
+            raise ValueError("say how long to train: either steps= or seconds=")
+        for name, every in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
+            if every is not None and every < 1:
+                raise ValueError(f"{name} must be 1 step or more, or None, got {every}")
+        shared = seconds is not None or any(player.schedule.timed for player in self.seats.players)
+        clock = Clock(self.world, self.elapsed, shared)
+        total = float(steps) if steps is not None else float(seconds or 0.0)
+        evaluated: tuple[int, dict[str, float]] | None = None
+        self.report.begin(self.problem.name, self._done(steps), total, "s" if steps is None else "steps")
+        self.meter.begin()
+        try:
+            while self._done(steps) < total:
+                self.step()
+                self.elapsed = clock.read()
+                self.report.advance(self._done(steps))
+                if self.steps % self.log_every == 0:
+                    self.metrics()
+                if evaluate_every and self.steps % evaluate_every == 0:
+                    evaluated = self.steps, self.evaluate()
+                if checkpoint_every and self.steps % checkpoint_every == 0:
+                    self.save()
+            if evaluated is None or evaluated[0] != self.steps:
+                evaluated = self.steps, self.evaluate()
+            if self.folder is not None:
+                self.save()
+                save_trace(self.trace, self.world, self.folder.trace)
+        finally:
+            self.loader.pause()
+            self.report.end()
+        return evaluated[1]
+
+    def _done(self, steps: int | None) -> float:
+        return self.elapsed if steps is None else float(self.steps)
