@@ -25,6 +25,10 @@ _SYSTEMS = (
     (194, "hexagonal"),
     (230, "cubic"),
 )
+_COMPILATIONS = {
+    "W": "Wyckoff, Crystal Structures, 2nd ed. (1963-1965)",
+    "V": "Villars and Calvert, Pearson's Handbook of Crystallographic Data, 2nd ed. (1991)",
+}
 
 
 class CrystalError(ValueError):
@@ -200,7 +204,8 @@ def _row(line: str) -> Crystal:
         setting=int(setting or 1),
         cellpar=_cell_parameters(int(number), [float(v) for v in lattice.split()]),
     )
-    return _crystal(name, prototype, int(number), atoms, reference)
+    compilation, comma, entry = reference.partition(",")
+    return _crystal(name, prototype, int(number), atoms, _COMPILATIONS.get(compilation, compilation) + comma + entry)
 
 
 def _cell_parameters(group: int, given: list[float]) -> list[float]:

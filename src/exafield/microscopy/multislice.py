@@ -137,7 +137,8 @@ class Multislice:
         free = torch.polar(torch.ones_like(phase), phase)
         if self.band_limit is None:
             return free
-        return torch.fft.ifft2(torch.fft.fft2(free) * self.mask((nx, ny)).to(phase))
+        limited: Tensor = torch.fft.ifft2(torch.fft.fft2(free) * self.mask((nx, ny)).to(phase))
+        return limited
 
     def pupil(self, shape: tuple[int, int]) -> Complex[Tensor, "x y"]:
         """A(k) exp(-i chi(k)) of the probe at the origin, zero frequency first; the sum of squares is one.
