@@ -36,7 +36,8 @@ BONDS = {
     "C diamond": 1.545, "Si": 2.352, "C graphite": 1.421, "Cu": 2.556, "Fe": 2.482, "Se": 2.37, "Te": 2.84,
     "P black": 2.224, "NaCl": 2.820, "CsCl": 3.57, "ZnS sphalerite": 2.34, "ZnO": 1.975, "CaF2": 2.366,
     "FeS2 pyrite": 2.16, "TiO2 rutile": 1.95, "TiO2 anatase": 1.934, "SiO2 quartz": 1.605, "Al2O3 corundum": 1.855,
-    "CaCO3 calcite": 1.284, "SrTiO3": 1.9525, "MoS2": 2.41, "BN hexagonal": 1.446, "LaB6": 1.66, "CuFeS2": 2.26, "MgAl2O4 spinel": 1.92,
+    "CaCO3 calcite": 1.284, "SrTiO3": 1.9525, "MoS2": 2.41,
+    "BN hexagonal": 1.446, "LaB6": 1.66, "CuFeS2": 2.26, "MgAl2O4 spinel": 1.92,
     "Al2SiO5 kyanite": 1.62, "Cu2O": 1.849, "ReO3": 1.875, "MgB2": 1.78, "CuO tenorite": 1.95,
 }  # fmt: skip
 
