@@ -242,9 +242,9 @@ class Checkpoints:
             )
 
         for name, value in expected.items():
-            if manifest["about"][name] != value:
+            if manifest["about"].get(name) != value:
                 raise CheckpointError(
-                    f"its {name} are {manifest['about'][name]} and this run's {value}: resume with the configuration "
+                    f"its {name} are {manifest['about'].get(name)} and this run's {value}: resume with the configuration "
                     "it was written with, or start anew in another folder"
                 )
 
@@ -252,7 +252,10 @@ class Checkpoints:
             data = (folder / name).read_bytes()
             if hashlib.sha256(data).hexdigest() != files[name][1]:
                 raise _DamageError(f"the checksum of {name} is wrong")
-            return unpack(data)
+            try:
+                return unpack(data)
+            except Exception as error:  # whatever it is, it is no state
+                raise _DamageError(f"{name} does not hold a state: {error}") from error
 
         shared = {name: tree(f"{name}.safetensors") for name in wanted}
         return Loaded(step, manifest["about"], shared, tree(_rank_file(self.world.rank)))
