@@ -1,4 +1,4 @@
-"""Starting several ranks on this machine, and ending them all when one dies."""
+"""Starts several ranks on this machine and sees to it that they end together."""
 
 import ctypes
 import os
@@ -9,59 +9,188 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import IO
 
-# How long the other ranks may take to end by themselves after one has died, so that they can say why; and how
-# long after being told to (our choice; together well below half a minute) [s].
-_GRACE, _TERM = 3.0, 7.0
-_POLL = 0.05
-_LAST_LINES = 12
+# Exit code of a rank that ended only because another one did: it is not the one to blame.
+VICTIM = 70
+
+# Our choices [s]: how often the ranks are looked at, how long one that should end may take before it is killed,
+# and how long a culprit is waited for when only victims are seen. Together well within 30 s of the first death.
+_POLL = 0.02
+_GRACE = 10.0
+_SETTLE = 3.0
+_TAIL = 12
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-@dataclass
-class _Rank:
-    number: int
-    process: subprocess.Popen[bytes]
-    readers: list[threading.Thread]
-    last: deque[str]
+class RankFailed(RuntimeError):  # noqa: N818  (what happened, in the past tense)
+    """A rank ended with an error; the message names it, how it ended and what it said last.
+
+    Attributes:
+        rank: which one.
+        code: its exit code, or minus the number of the signal that killed it.
+    """
+
+    def __init__(self, rank: int, code: int, message: str) -> None:
+        super().__init__(message)
+        self.rank, self.code = rank, code
 
 
-def spawn(command: Sequence[str], ranks: int, say: Callable[[str], None] | None = None) -> int:
-    """Runs `command` as `ranks` processes that find each other, and waits for them.
+def check_ranks(ranks: int) -> None:
+    """Refuses a number of ranks that makes no sense.
 
-    Rank 0's output is passed on as it is, the others' with their number in front. When a rank dies, the others
-    are ended within half a minute and a message names it. Ctrl-C and SIGTERM are passed on. No process is left
-    behind, whatever happens to this one.
-
-    Args:
-        command: program and arguments.
-        ranks: how many; at least 1.
-        say: prints our own messages; default: to stderr.
-    Returns:
-        exit code: 0 if all ranks ended well.
     Raises:
-        ValueError: `ranks` is below 1.
+        ValueError: fewer than one.
     """
     if ranks < 1:
-        raise ValueError(f"--ranks must be at least 1, got {ranks}: leave it out to run as one process")
-    say = say or (lambda text: print(f"exafield: {text}", file=sys.stderr, flush=True))
-    cores = len(os.sched_getaffinity(0))
-    if ranks > cores:
-        say(f"{ranks} ranks share {cores} cores: each will be slower than alone")
-    port = _free_port()
-    caught: list[int] = []
-    running: list[_Rank] = []
-    previous = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        running = [_start(command, rank, ranks, port) for rank in range(ranks)]
-        return _watch(running, caught, say)
-    finally:
-        _end(running)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        raise ValueError(f"--ranks {ranks}: at least one process is needed; give --ranks 1 or more")
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def bind_to_parent(environ: Mapping[str, str] = os.environ) -> None:
+    """Called first in a spawned rank: from now on it dies with its launcher, even if that is killed."""
+    parent = environ.get("EXAFIELD_SPAWNED", "")
+    if not parent.isdigit() or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):  # it died before the line above
+        os._exit(VICTIM)
+
+
+def spawn(argv: Sequence[str], ranks: int, *, module: str = "exafield", grace: float = _GRACE) -> None:
+    """Runs ``python -m MODULE ARGV`` as `ranks` processes of one world on this machine and waits for all.
+
+    Rank 0 writes to this terminal; what the others print comes with their number in front. If a rank fails, or on
+    Ctrl-C or SIGTERM, the others are told to end, and are killed if they do not.
+
+    Args:
+        argv: the command line of every rank.
+        ranks: how many.
+        module: what is run; it must call :func:`bind_to_parent`.
+        grace: how long a rank may take to end when told so [s].
+    Raises:
+        ValueError: `ranks` is below one.
+        RankFailed: a rank ended with an error.
+        KeyboardInterrupt: Ctrl-C, after all ranks have ended.
+        SystemExit: SIGTERM, after all ranks have ended.
+    """
+    check_ranks(ranks)
+    if ranks > cores():
+        _say(f"{ranks} ranks on {cores()} cores: they take turns, so more ranks will not be faster here")
+    started = time.monotonic()
+    members: list[_Rank] = []
+    with _signals_noted() as noted:
+        try:
+            port = _free_port()
+            for rank in range(ranks):
+                # One by one: should a start fail, the earlier ones are known and get ended.
+                member = _Rank(rank, [sys.executable, "-m", module, *argv], _environment(rank, ranks, port))
+                members.append(member)
+            while any(m.running for m in members) and not noted and not any(m.failed for m in members):
+                time.sleep(_POLL)
+            culprit = _culprit(members)
+            if culprit is not None or noted:
+                _end(members, noted, grace)
+        finally:
+            _sweep(members)
+    if culprit is not None:
+        raise RankFailed(culprit.rank, culprit.code, _verdict(culprit, members, time.monotonic() - started))
+    if noted:
+        if noted[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + noted[0])
+
+
+class _Rank:
+    """One process, and threads that pass on what it prints."""
+
+    def __init__(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self.rank = rank
+        self.tail: deque[str] = deque(maxlen=_TAIL)
+        # A process group of its own: what the rank starts can be ended with it, and Ctrl-C reaches it once,
+        # through us. Rank 0 keeps the terminal, so that it can draw a progress bar.
+        self.process = subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=None if rank == 0 else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        prefix = "" if rank == 0 else f"[rank {rank}] "
+        pipes = ((self.process.stdout, sys.stdout, None), (self.process.stderr, sys.stderr, self.tail))
+        self.threads = [
+            threading.Thread(target=_pass_on, args=(pipe, target.write, target.flush, prefix, tail), daemon=True)
+            for pipe, target, tail in pipes
+            if pipe is not None
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def code(self) -> int:
+        return self.process.poll() or 0
+
+    @property
+    def failed(self) -> bool:
+        return self.code != 0
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def group_lives(self) -> bool:
+        """Whether something this rank started is still there."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def _pass_on(
+    pipe: IO[bytes],
+    write: Callable[[str], object],
+    flush: Callable[[], None],
+    prefix: str,
+    tail: deque[str] | None,
+) -> None:
+    with pipe:
+        for line in pipe:
+            text = line.decode(errors="replace")
+            if tail is not None and text.strip():
+                tail.append(text.rstrip())
+            with suppress(OSError, ValueError):  # nobody reads us any more: go on, or the rank would block
+                write(prefix + text)
+                flush()
+
+
+def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """torchrun's variables and a mark. What the user has set for threads and network stays."""
+    ours = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "EXAFIELD_SPAWNED": str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | os.environ | ours
 
 
 def _free_port() -> int:
@@ -70,119 +199,71 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _start(command: Sequence[str], rank: int, ranks: int, port: int) -> _Rank:
-    env = dict(os.environ)
-    env |= {
-        "EXAFIELD_SPAWNED": "1",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    # All ranks are here, so the loopback interface will do, also where host names do not resolve.
-    env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    env.setdefault("OMP_NUM_THREADS", "1")
-    process = subprocess.Popen(
-        command,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=None if rank == 0 else subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=_die_with_parent,
-        # Ctrl-C reaches this process alone, which passes it on once.
-        process_group=0,
-    )
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    prefix = "" if rank == 0 else f"[rank {rank}] "
-    streams = [(process.stderr, sys.stderr, last), (process.stdout, sys.stdout, deque[str](maxlen=1))]
-    readers = [
-        threading.Thread(target=_pass_on, args=(source, sink, prefix, kept), daemon=True)
-        for source, sink, kept in streams
-        if source is not None
-    ]
-    for reader in readers:
-        reader.start()
-    return _Rank(rank, process, readers, last)
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of acting on them. Only a main thread is sent any."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
-    """In the child: ends it when this process ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end(members: Sequence[_Rank], noted: Sequence[int], grace: float) -> None:
+    """Ends what still runs: first with the signal we got (or SIGTERM), after `grace` or a second signal for good."""
+    for member in members:
+        member.signal(noted[0] if noted else signal.SIGTERM)
+    deadline, known = time.monotonic() + grace, len(noted)
+    while any(m.running for m in members) and time.monotonic() < deadline and len(noted) == known:
+        time.sleep(_POLL)
 
 
-def _pass_on(source: IO[bytes], sink: IO[str], prefix: str, kept: deque[str]) -> None:
-    for raw in source:
-        line = raw.decode(errors="replace")
-        kept.append(line.rstrip("\n"))
-        sink.write(prefix + line)
-        sink.flush()
-    source.close()
+def _sweep(members: Sequence[_Rank]) -> None:
+    """Leaves no process behind, nor anything one has started."""
+    deadline = time.monotonic() + 2.0  # for what tidies up after its rank, such as multiprocessing's tracker
+    while time.monotonic() < deadline and not any(m.running for m in members) and any(m.group_lives() for m in members):
+        time.sleep(_POLL)
+    for member in members:
+        member.signal(signal.SIGKILL)
+        member.process.wait()
+        for thread in member.threads:
+            thread.join(timeout=2.0)
 
 
-def _watch(running: list[_Rank], caught: list[int], say: Callable[[str], None]) -> int:
-    """Waits for the end, which may come early."""
+def _culprit(members: Sequence[_Rank]) -> _Rank | None:
+    """The rank that failed first. Of several seen at once: one killed by a signal, else one that is no victim."""
+    deadline = time.monotonic() + _SETTLE
     while True:
-        if caught:
-            number = caught[0]
-            say(f"{signal.Signals(number).name}: ending {len(running)} ranks")
-            _signal(running, number)
-            _wait(running, _TERM)
-            return 128 + number
-        codes = [rank.process.poll() for rank in running]
-        if any(codes):
-            break
-        if all(code == 0 for code in codes):
-            for rank in running:
-                _join(rank)
-            return 0
+        failed = [m for m in members if m.failed]
+        first = min(failed, key=lambda m: (m.code == VICTIM, m.code > 0, m.rank), default=None)
+        # A victim may end before the rank that told it to.
+        if first is None or first.code != VICTIM or time.monotonic() > deadline:
+            return first
         time.sleep(_POLL)
-    # The others often die of the first one's death; those that a signal killed are its likely cause.
-    first = next(rank for rank, code in zip(running, codes, strict=True) if code)
-    _wait(running, _GRACE)
-    killed = [rank for rank in running if (rank.process.poll() or 0) < 0]
-    culprit = killed[0] if killed else first
-    left = [rank for rank in running if rank.process.poll() is None]
-    if left:
-        say(f"ending rank{'s' if len(left) > 1 else ''} {', '.join(str(r.number) for r in left)}")
-        _signal(left, signal.SIGTERM)
-        _wait(left, _TERM)
-    code = culprit.process.returncode
-    _join(culprit)
-    if code < 0:
-        name = signal.Signals(-code).name
-        why = f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+
+
+def _verdict(culprit: _Rank, members: Sequence[_Rank], seconds: float) -> str:
+    if culprit.code < 0:
+        name = signal.Signals(-culprit.code).name
+        how = f"was killed by signal {-culprit.code} ({name})"
+        if culprit.code == -signal.SIGKILL:
+            how += "; if nobody did that, the machine ran out of memory"
     else:
-        why = f"ended with exit code {code}"
-    say(f"rank {culprit.number} {why}; the run is over")
-    if culprit.number != 0 or code < 0:
-        for line in culprit.last:
-            say(f"  rank {culprit.number} said: {line}")
-    return 128 - code if code < 0 else code
+        how = f"ended with exit code {culprit.code}"
+    others = "" if len(members) == 1 else "; the other ranks have been ended"
+    said = "".join(f"\n  | {line}" for line in culprit.tail)
+    last = f"\nwhat it wrote to stderr last:{said}" if said else ""
+    return f"rank {culprit.rank} of {len(members)} {how} after {seconds:.1f} s{others}{last}"
 
 
-def _signal(ranks: Sequence[_Rank], number: int) -> None:
-    for rank in ranks:
-        if rank.process.poll() is None:
-            rank.process.send_signal(number)
-
-
-def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
-        time.sleep(_POLL)
-
-
-def _join(rank: _Rank) -> None:
-    for reader in rank.readers:
-        reader.join(timeout=1.0)
-
-
-def _end(ranks: Sequence[_Rank]) -> None:
-    """Nothing is left, whatever it takes."""
-    for rank in ranks:
-        if rank.process.poll() is None:
-            rank.process.kill()
-        rank.process.wait()
-        _join(rank)
+def _say(text: str) -> None:
+    print(f"exafield: {text}", file=sys.stderr, flush=True)
