@@ -149,8 +149,7 @@ class GraphAware:
     Either one group per scope of the model (its outermost modules: a convolution, a dense block, a
     transition), or `groups` pieces of the order in which the first backward produced the gradients. The
     pieces are cut so that the last reduction ends as early as it can when a link carries one group at a time and
-    takes as long for all gradients as backward does (our choice: then sending and computing weigh the same). Early
-    groups, with much time left to hide them, become large, late ones small.
+    takes as long for all gradients as backward does (our choice: then sending and computing weigh the same).
 
     Args:
         groups: number of groups (per dtype and device; fewer if there are fewer tensors).
