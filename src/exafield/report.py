@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, runtime_checkable
 
 from exafield.trace import Trace
 from exafield.world import World
@@ -19,6 +19,23 @@ _HEADER = {"format": FORMAT, "version": VERSION}
 
 # Least time between two lines where there is no terminal [s], so that batch logs stay short; our choice.
 QUIET = 5.0
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What progress is written to, such as sys.stdout."""
+
+    def write(self, text: str, /) -> int:
+        """Takes text."""
+        ...
+
+    def flush(self) -> None:
+        """Passes it on."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        ...
 
 
 class MetricsLog:
@@ -125,10 +142,10 @@ class Report:
     """
 
     def __init__(
-        self, show: bool = True, metrics: str | os.PathLike[str] | None = None, stream: IO[str] | None = None
+        self, show: bool = True, metrics: str | os.PathLike[str] | None = None, stream: Stream | None = None
     ) -> None:
         self._show = show
-        self._stream = stream or sys.stdout
+        self._stream: Any = stream or sys.stdout
         self._log = MetricsLog(metrics) if show and metrics is not None else None
         self._bar: Any = None
         self._said = -math.inf
