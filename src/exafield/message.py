@@ -135,8 +135,8 @@ class ControlPlane(Protocol):
 
     Every implementation promises: on all ranks the same groups are launched in the same order; a group is
     launched once per step and only after this rank (if ranks negotiate: every rank) has reported it ready; once
-    every rank has reported itself complete, every group is launched. When the last group of a step is launched the plane is ready for
-    the next step.
+    every rank has reported itself complete, every group is launched. When the last group of a step is launched the
+    plane is ready for the next step.
     """
 
     rounds: int

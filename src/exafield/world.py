@@ -234,21 +234,21 @@ class World:
 
     def all_gather_objects(self, obj: object) -> list[Any]:
         """Every rank's `obj`, in rank order. Only what JSON can hold travels, so nothing read executes code."""
-        gathered: list[Any] = self._guarded(lambda: gather_json(self.control, obj))
+        gathered: list[Any] = self.guarded(lambda: gather_json(self.control, obj))
         return gathered
 
     def broadcast_object(self, obj: object, root: int = 0) -> Any:
         """`root`'s `obj` on every rank. Only what JSON can hold travels."""
-        return self._guarded(lambda: broadcast_json(self.control, obj, root))
+        return self.guarded(lambda: broadcast_json(self.control, obj, root))
 
     def _collective(self, tensor: Tensor, act: Any) -> None:
         host = tensor.detach().cpu().contiguous()
-        self._guarded(lambda: act(host))
+        self.guarded(lambda: act(host))
         if host.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(host)
 
-    def _guarded(self, act: Any) -> Any:
-        """Runs a collective; if it breaks because the run ended elsewhere, says so instead."""
+    def guarded(self, act: Callable[[], Any]) -> Any:
+        """Runs something that holds collectives; if it breaks because the run ended elsewhere, says so instead."""
         self.check()
         try:
             return act()

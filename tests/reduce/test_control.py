@@ -1,4 +1,4 @@
-"""Control planes as pure state machines: under any order of arrival all ranks launch the same, once, without deadlock."""
+"""Control planes as pure state machines: whatever arrives when, all ranks launch the same, once."""
 
 from collections import deque
 from math import ceil, log2

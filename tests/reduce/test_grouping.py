@@ -53,7 +53,7 @@ def _end(groups: Groups, infos: list[TensorInfo]) -> float:
     total = sum(t.nbytes for t in infos)
     end = 0.0
     for group in groups:
-        end = max(end, max(infos[i].ready for i in group)) + sum(infos[i].nbytes for i in group) / total
+        end = max(end, *(infos[i].ready for i in group)) + sum(infos[i].nbytes for i in group) / total
     return end
 
 

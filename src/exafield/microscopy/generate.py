@@ -12,8 +12,8 @@ import torch
 
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
-from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
 from exafield.microscopy.cell_scan import scan_cell
+from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
 from exafield.microscopy.detector import AngularDetector
 from exafield.microscopy.multislice import Multislice
 from exafield.microscopy.potential import projected_slices

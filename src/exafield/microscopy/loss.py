@@ -51,5 +51,5 @@ class Huber:
 
 
 def _spread(truth: Tensor) -> Tensor:
-    # A window of vacuum has no spread; the floor keeps its loss finite (our choice, in units of the data set's constant).
+    # A window of vacuum has no spread; the floor keeps its loss finite (our choice).
     return truth.flatten(1).std(1)[:, None, None].clamp(min=1e-3)

@@ -59,7 +59,8 @@ class Report:
         ]
         table = [f"{'':36s} windows  rel. L2     R2  recall  precision  position"]
         table += [
-            f"{name:36s} {s.windows:7d}  {s.relative_l2:7.3f}  {s.r2:5.3f}  {s.recall:6.3f}  {s.precision:9.3f}  {s.rms:.3f} A"
+            f"{name:36s} {s.windows:7d}  {s.relative_l2:7.3f}  {s.r2:5.3f}  {s.recall:6.3f}  "
+            f"{s.precision:9.3f}  {s.rms:.3f} A"
             for name, s in rows
             if s is not None
         ]

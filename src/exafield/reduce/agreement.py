@@ -92,7 +92,9 @@ def agree(channel: Channel, parameters: Mapping[str, Parameter], problem: str | 
     Raises:
         AgreementError: on every rank, naming the parameter and the ranks.
     """
-    mine: list[list[object]] = [[name, str(p.dtype), list(p.shape)] for name, p in parameters.items()]
+    mine: list[list[object]] = [
+        [name, str(p.dtype), None if is_lazy(p) else list(p.shape)] for name, p in parameters.items()
+    ]
     theirs = broadcast_json(channel, mine)
     difference = problem or _difference(theirs, mine)
     alarm = torch.tensor([difference is not None], dtype=torch.int64)

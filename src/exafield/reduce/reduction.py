@@ -77,11 +77,11 @@ class Reduction:
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         # A receiver may wait for its next message as long as the program likes.
         control_channel, data_channel = world.channel(timeout=_QUIET), world.channel(device)
-        self._trained = agreement.agree(world.control, named, problem)
+        self._trained = world.guarded(lambda: agreement.agree(world.control, named, problem))
         if not any(self._trained):
             raise agreement.AgreementError("no parameter requires a gradient on any rank: thaw some before attaching")
         buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
-        agreement.copy_from_rank_0(data_channel, [*self._parameters, *buffers])
+        world.guarded(lambda: agreement.copy_from_rank_0(data_channel, [*self._parameters, *buffers]))
         scopes = agreement.scopes(model, self._names)
         self._scopes = [scopes[name] for name in self._names]
         # Until the first backward has shown it, the order is taken to be the reverse of registration.
@@ -244,7 +244,7 @@ class Reduction:
                 self._handles.pop(index).remove()
         named = dict(zip(self._names, self._parameters, strict=True))
         self._rounds += self._session.plane.rounds
-        self._trained = agreement.agree(self.world.control, named, None)
+        self._trained = self.world.guarded(lambda: agreement.agree(self.world.control, named, None))
         self._replan()
         self._session.flush([0] * (len(self._plan) + 1))
         self._wait()
