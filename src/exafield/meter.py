@@ -1,12 +1,15 @@
 """Meter: mean losses and speed of a run, and the time that all its ranks go by."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from exafield.seat import Seats
 from exafield.world import World
@@ -17,6 +20,31 @@ TICK = 0.25
 
 class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; raised on all ranks alike."""
+
+
+class _Operations(TorchDispatchMode):
+    """Adds up the floating-point operations of matrix products and convolutions, by torch's own formulas.
+
+    torch's FlopCounterMode also follows modules through backward, by hooks that break gradients taken inside a loss.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(getattr(func, "overloadpacket", None))
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled modules run plainly inside; otherwise the counting would keep them from ever being compiled."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class Meter:
@@ -50,9 +78,9 @@ class Meter:
         if self.flops:
             yield
         else:
-            with FlopCounterMode(display=False) as counter:
+            with _uncompiled(), _Operations() as counted:
                 yield
-            self.flops = counter.get_total_flops()
+            self.flops = counted.total
         self.steps += 1
 
     @contextmanager

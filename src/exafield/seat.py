@@ -29,11 +29,11 @@ class Seat:
 
     def __init__(self, player: Player, world: World, reducer: Reducer, trace: Trace, *, alone: bool) -> None:
         self.player, self.world, self._alone = player, world, alone
-        self.reduction = reducer.attach(player.module, world, name=player.name, trace=trace)
-        self.parameters = list(player.module.parameters())
-        self.optimiser = player.optimiser.build(self.parameters)
         # torch.compile wraps a module; what is saved should not depend on it.
         self._module: nn.Module = getattr(player.module, "_orig_mod", player.module)
+        self.reduction = reducer.attach(self._module, world, name=player.name, trace=trace)
+        self.parameters = list(player.module.parameters())
+        self.optimiser = player.optimiser.build(self.parameters)
         self._sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self._bad = torch.full((), -1, device=world.device)
         self._count = 0
