@@ -47,6 +47,7 @@ def test_reads_what_the_table_holds(tmp_path: Path) -> None:
     assert np.allclose(read.cell, table.cell)
     assert read.nearest()[0] == pytest.approx(table.nearest()[0])
     assert read.name == "sample"
+    assert read.prototype == "AB sg225, 8 atoms"
     assert [v.zone for v in views(read)] == ["001", "110"]
 
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from exafield.microscopy.cell_scan import scan_cell
@@ -74,6 +76,35 @@ def test_scattering_matrix_path_equals_full_array() -> None:
     many = 20 * torch.rand(120, 2, dtype=torch.float64, generator=generator)  # more than beams in a residue class
     array = slices.array()
     assert relative(multislice.scan(array, many), plain(multislice, array, many)) < 1e-12
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    tile=st.tuples(st.integers(3, 15), st.integers(3, 15)),
+    repeats=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    order=st.lists(st.integers(0, 2), min_size=1, max_size=5),
+    limited=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_periodic_path_equals_full_array_for_any_tile(
+    tile: tuple[int, int], repeats: tuple[int, int], order: list[int], limited: bool, seed: int
+) -> None:
+    """Odd and even tiles of noise, any number of copies, with and without band limit."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 400 * torch.rand(3, *tile, dtype=torch.float64, generator=generator)
+    sampling = tuple(2.4 / n for n in tile)
+    array = noise[order].repeat(1, *repeats)
+    multislice = microscope(
+        sampling=sampling,
+        convergence_angle=min(0.0126, 0.3 * wavelength(200e3) / max(sampling)),
+        band_limit=2 / 3 if limited else None,
+        aperture="soft",
+    )
+    edges = [n * m * d for n, m, d in zip(tile, repeats, sampling, strict=True)]
+    if multislice.convergence_angle / multislice.wavelength < 1 / min(edges):
+        return  # under-sampled: an error, tested below
+    positions = 5 * torch.rand(7, 2, dtype=torch.float64, generator=generator)
+    assert relative(multislice.scan(array, positions), plain(multislice, array, positions)) < 1e-12
 
 
 def test_positions_that_differ_by_a_cell_share_a_pattern_and_keep_their_order() -> None:
@@ -353,3 +384,17 @@ def test_any_crystal_can_be_scanned() -> None:
     column = whole.patterns.sum((2, 3))
     assert float(whole.patterns.min()) >= 0
     assert column.argmin() == 0  # the atom scatters beyond the detector
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu() -> None:
+    slices = crystal_slices(thickness=20.0)
+    positions = at(*((0.37 * k, 0.11 * k * k) for k in range(70)))
+    broken = slices.array()
+    broken[0, 3, 5] *= 1.1
+    for array in (slices.array(), broken):
+        here, there = (microscope(slices, device=device).scan(array, positions) for device in ("cpu", "cuda"))
+        assert relative(there.cpu(), here) < 1e-11
+    whole = [scan_cell(microscope(slices, device=device), slices) for device in ("cpu", "cuda")]
+    assert relative(whole[1].patterns.cpu(), whole[0].patterns) < 1e-11
+    assert whole[1].kept == pytest.approx(whole[0].kept, rel=1e-12)

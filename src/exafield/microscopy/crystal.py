@@ -129,6 +129,9 @@ class Crystal:
 def from_cif(path: str | Path) -> Crystal:
     """Reads a crystal from a CIF file.
 
+    Its prototype is a label of composition, space group and size of the cell, such as "AB2 sg225, 12 atoms": crystals
+    of one structure type share it, as far as their files are written in the same cell.
+
     Partial occupancies are warned of and the main species of each site is kept.
 
     Raises:
@@ -137,7 +140,9 @@ def from_cif(path: str | Path) -> Crystal:
     path = Path(path)
     io = require("ase.io.cif", extra="microscopy")
     try:
-        blocks = list(io.parse_cif(str(path)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of loops with a token too many: what matters is checked below
+            blocks = list(io.parse_cif(str(path)))
     except OSError as error:
         raise CrystalError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
@@ -159,7 +164,14 @@ def from_cif(path: str | Path) -> Crystal:
             f"{path}: some sites are only partly occupied; the main species of each is taken as full", stacklevel=2
         )
     number = int(atoms.info["spacegroup"].no) if "spacegroup" in atoms.info else 1
-    return _crystal(path.stem, path.stem, number, atoms, f"CIF {path.name}")
+    return _crystal(path.stem, _structure_type(atoms.numbers, number), number, atoms, f"CIF {path.name}")
+
+
+def _structure_type(numbers: Int[np.ndarray, "atom"], group: int) -> str:
+    counts = np.sort(np.unique(numbers, return_counts=True)[1])
+    shares = counts // np.gcd.reduce(counts)
+    formula = "".join(chr(ord("A") + k) + (str(n) if n > 1 else "") for k, n in enumerate(shares))
+    return f"{formula} sg{group}, {len(numbers)} atoms"
 
 
 def _number(value: object) -> float:
