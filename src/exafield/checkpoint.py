@@ -244,8 +244,8 @@ class Checkpoints:
         for name, value in expected.items():
             if manifest["about"].get(name) != value:
                 raise CheckpointError(
-                    f"its {name} are {manifest['about'].get(name)} and this run's {value}: resume with the configuration "
-                    "it was written with, or start anew in another folder"
+                    f"its {name} are {manifest['about'].get(name)} and this run's {value}: resume with the "
+                    "configuration it was written with, or start anew in another folder"
                 )
 
         def tree(name: str) -> Tree:

@@ -24,7 +24,8 @@ class Seat:
         world: the ranks the player lives on.
         reducer: attached here, so all those ranks make the seat together.
         alone: whether no other player is there. Backward then runs plainly; else it is kept from the others'
-            parameters, so that no move disturbs another player's reduction.
+            parameters, so that no move disturbs another player's reduction; torch does not allow that together
+            with reentrant activation checkpointing (use_reentrant=False works).
     """
 
     def __init__(self, player: Player, world: World, reducer: Reducer, trace: Trace, *, alone: bool) -> None:
