@@ -114,7 +114,7 @@ def scan_cell(
         # index_add: on a coarse probe grid several vectors fold onto one point.
         series.index_add_(1, vector[chosen, 0] * probes[1] + vector[chosen, 1], rows.T)
         amplitude = torch.fft.fft2(series.reshape(-1, *probes))
-        intensity = amplitude.abs().square().reshape(len(hit_x), -1)
+        intensity = periodic.intensity(amplitude).reshape(len(hit_x), -1)
         partial = (wx[:, hit_x] @ intensity).reshape(detector.pixels, len(hit_y), -1)
         binned += wy[:, hit_y] @ partial
     patterns = binned.permute(2, 0, 1).reshape(*probes, detector.pixels, detector.pixels).contiguous()

@@ -266,7 +266,7 @@ class Multislice:
         step = self.batch(nx * ny)
         for low in range(0, len(positions), step):
             wave = self._plain(different, order, positions[low : low + step])
-            patterns[low : low + step] = torch.fft.fftshift(wave.abs().square(), dim=(1, 2))
+            patterns[low : low + step] = torch.fft.fftshift(periodic.intensity(wave), dim=(1, 2))
         return patterns
 
     def _periodic_scan(
@@ -292,10 +292,12 @@ class Multislice:
                     continue
                 gx, gy = beams.unbind(1)
                 amplitude = pupil[block][gx, gy] * ramp_x[:, block[0]][:, gx] * ramp_y[:, block[1]][:, gy]
-                out = self._residue(transmission, order, propagator[block], beams, amplitude)
-                rows = (torch.arange(rx, shape[0], repeats[0]) + shape[0] // 2) % shape[0]
-                columns = (torch.arange(ry, shape[1], repeats[1]) + shape[1] // 2) % shape[1]
-                patterns[:, rows[:, None].to(out.device), columns[None].to(out.device)] = out.abs().square()
+                # With zero frequency in the middle the class begins at another residue, and turned by some steps.
+                (turn_x, to_x), (turn_y, to_y) = (
+                    divmod(r + n // 2, m) for r, n, m in zip((rx, ry), shape, repeats, strict=True)
+                )
+                waves = self._residue(transmission, order, propagator[block], beams, amplitude, (turn_x, turn_y))
+                patterns[:, to_x :: repeats[0], to_y :: repeats[1]] = periodic.intensity(waves)
         return patterns
 
     def _residue(
@@ -305,13 +307,17 @@ class Multislice:
         propagator: Complex[Tensor, "tx ty"],
         beams: Int[Tensor, "beam 2"],
         amplitude: Complex[Tensor, "probe beam"],
+        turn: tuple[int, int],
     ) -> Complex[Tensor, "probe tx ty"]:
-        """Exit spectra of one residue class: by the scattering matrix, or probe by probe if there are fewer of them."""
+        """Exit spectra of one residue class, rolled by `turn`.
+
+        By the scattering matrix, or probe by probe if there are fewer probes than beams.
+        """
         nx, ny = propagator.shape
         step = self.batch(nx * ny)
         if len(amplitude) <= len(beams):
             start = periodic.place(amplitude, beams, (nx, ny))
             parts = [periodic.propagate(part, transmission, order, propagator[None]) for part in start.split(step)]
-            return torch.cat(parts)
-        matrix = periodic.scattering_matrix(transmission, order, propagator[None], beams, step)
+            return torch.cat(parts).roll(turn, (1, 2))
+        matrix = periodic.scattering_matrix(transmission, order, propagator[None], beams, step).roll(turn, (1, 2))
         return (amplitude @ matrix.reshape(len(beams), nx * ny)).reshape(len(amplitude), nx, ny)

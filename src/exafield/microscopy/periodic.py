@@ -61,6 +61,11 @@ def propagate(
     return spectrum
 
 
+def intensity(wave: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """|wave|^2, without the square root that abs() takes."""
+    return wave.real.square().addcmul_(wave.imag, wave.imag)
+
+
 def place(
     amplitude: Complex[Tensor, "row beam"], beams: Int[Tensor, "beam 2"], shape: tuple[int, int]
 ) -> Complex[Tensor, "row x y"]:
