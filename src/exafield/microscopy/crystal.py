@@ -35,7 +35,7 @@ class CrystalError(ValueError):
     """A structure that cannot be used; says which file or crystal and why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Crystal:
     """A unit cell with its atoms.
 
