@@ -1,0 +1,147 @@
+"""Assembly: the settings of a run made into the objects they describe."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from exafield import datasets
+from exafield.optim import Optimiser, Schedule
+from exafield.problem import Problem
+from exafield.reduce import Reducer
+from exafield.run import (
+    COLLECTIVE,
+    CONTROL,
+    GROUPING,
+    MICROSCOPY_LOSS,
+    OPTIMISER,
+    SCHEDULE,
+    TIMED_SCHEDULE,
+    Reduction,
+    Run,
+    RunError,
+    Simulation,
+    Training,
+)
+from exafield.suggestion import unknown
+
+
+def reducer(settings: Reduction) -> Reducer:
+    """The reducer a run asks for."""
+    return Reducer(
+        control=CONTROL.build(settings.control),
+        grouping=GROUPING.build(settings.grouping),
+        collective=COLLECTIVE.build(settings.collective),
+    )
+
+
+def optimiser(training: Training) -> Optimiser:
+    """The optimiser a run asks for."""
+    built: Optimiser = OPTIMISER.build(training.optimiser)
+    return built
+
+
+def _length(training: Training) -> dict[str, float]:
+    """What a cosine needs to know of the run."""
+    name, _ = SCHEDULE.parse(training.schedule)
+    if name != "cosine":
+        return {}
+    return {"steps": training.steps} if training.steps is not None else {"seconds": training.seconds or 0.0}
+
+
+def schedule(training: Training) -> Schedule:
+    """The learning-rate schedule a run asks for; a cosine ends with the run."""
+    choice = SCHEDULE if training.steps is not None else TIMED_SCHEDULE
+    built: Schedule = choice.build(training.schedule, **_length(training))
+    return built
+
+
+def complete(run: Run) -> Run:
+    """The same run with every parameter of its choices written out.
+
+    Raises:
+        RunError: a parameter is out of range.
+    """
+    t, r = run.training, run.reduction
+    timed = SCHEDULE if t.steps is not None else TIMED_SCHEDULE
+    try:
+        return dataclasses.replace(
+            run,
+            problem=dataclasses.replace(run.problem, loss=MICROSCOPY_LOSS.complete(run.problem.loss)),
+            training=dataclasses.replace(
+                t, optimiser=OPTIMISER.complete(t.optimiser), schedule=timed.complete(t.schedule, **_length(t))
+            ),
+            reduction=Reduction(
+                control=CONTROL.complete(r.control),
+                grouping=GROUPING.complete(r.grouping),
+                collective=COLLECTIVE.complete(r.collective),
+            ),
+        )
+    except RunError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise RunError(str(error)) from error
+
+
+def crystals(name: str) -> str:
+    """ "embedded", or the folder of CIF files that a data set's name or a path means.
+
+    Raises:
+        RunError: it is neither.
+        DatasetError: the data set is not on this machine; says how to get it.
+    """
+    if name == "embedded":
+        return name
+    if name in datasets.REGISTRY:
+        return str(datasets.find(name))
+    if Path(name).is_dir():
+        return name
+    raise RunError(
+        f"problem.data: crystals: there is no folder {name!r}, and as a name: "
+        + unknown("data set", name, ["embedded", *datasets.REGISTRY])
+    )
+
+
+def generation(settings: Simulation) -> Any:
+    """What is simulated for a run (:class:`exafield.microscopy.Generation`)."""
+    from exafield.microscopy import Generation
+
+    return Generation(
+        energy=settings.energy,
+        thickness=settings.thickness,
+        largest_edge=settings.largest_edge,
+        crystals=crystals(settings.crystals),
+    )
+
+
+def device(training: Training) -> str | None:
+    """The device a run asks for; None leaves the choice to the world.
+
+    Raises:
+        RunError: there is no GPU.
+    """
+    if training.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RunError(
+                "training: device is cuda, but torch sees no GPU here: install a torch built for it, or use device cpu"
+            )
+    return "cpu" if training.device == "cpu" else None  # the world takes the GPU with this rank's number
+
+
+def problem(run: Run) -> Problem:
+    """The problem a run is about."""
+    from exafield.microscopy import MicroscopyProblem, Window
+
+    settings, training = run.problem, run.training
+    return MicroscopyProblem(
+        generation(settings.data),
+        Window(dose=settings.dose),
+        path=settings.data.store,
+        loss=MICROSCOPY_LOSS.build(settings.loss),
+        optimiser=optimiser(training),
+        schedule=schedule(training),
+        growth=settings.growth,
+        per_scan=settings.per_scan,
+        seed=training.seed,
+    )

@@ -1,0 +1,187 @@
+"""The papers behind what is used."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A publication.
+
+    Args:
+        key: in BibTeX.
+        kind: of BibTeX entry.
+        authors: in order, "Given Family"; in braces what BibTeX must not take apart.
+        title, year: of the work.
+        venue: where it appeared.
+        link: DOI, arXiv number or address.
+        behind: what in this package comes from it.
+    """
+
+    key: str
+    kind: str
+    authors: tuple[str, ...]
+    title: str
+    year: int
+    venue: str
+    link: str
+    behind: str
+
+    def plain(self) -> str:
+        """For reading."""
+        *first, last = (author.strip("{}") for author in self.authors)
+        names = f"{', '.join(first)} and {last}" if first else last
+        return f"{names}: {self.title}. {self.venue}, {self.year}. {self.link}\n  behind: {self.behind}"
+
+    def bibtex(self) -> str:
+        """For a bibliography."""
+        where = {"article": "journal", "inproceedings": "booktitle", "book": "publisher"}.get(self.kind, "howpublished")
+        scheme, _, number = self.link.partition(":")
+        found = {"arXiv": ("eprint", number), "doi": ("doi", number)}.get(scheme, ("url", self.link))
+        entries = {
+            "author": " and ".join(self.authors),
+            "title": f"{{{self.title}}}",
+            where: self.venue,
+            "year": str(self.year),
+            found[0]: found[1],
+        }
+        if scheme == "arXiv":
+            entries["archiveprefix"] = "arXiv"
+        body = ",\n".join(f"  {name} = {{{value}}}" for name, value in entries.items())
+        return f"@{self.kind}{{{self.key},\n{body}\n}}"
+
+
+WORKS = (
+    Work(
+        "laanait2019exascale",
+        "misc",
+        (
+            "Nouamane Laanait",
+            "Joshua Romero",
+            "Junqi Yin",
+            "M. Todd Young",
+            "Sean Treichler",
+            "Vitalii Starchenko",
+            "Albina Borisevich",
+            "Alex Sergeev",
+            "Michael Matheson",
+        ),
+        "Exascale Deep Learning for Scientific Inverse Problems",
+        2019,
+        "arXiv preprint",
+        "arXiv:1909.11150",
+        "the microscopy problem, control=Bitvector and grouping=Grouped or GraphAware",
+    ),
+    Work(
+        "romero2022accelerating",
+        "inproceedings",
+        (
+            "Joshua Romero",
+            "Junqi Yin",
+            "Nouamane Laanait",
+            "Bing Xie",
+            "M. Todd Young",
+            "Sean Treichler",
+            "Vitalii Starchenko",
+            "Albina Borisevich",
+            "Alex Sergeev",
+            "Michael Matheson",
+        ),
+        "Accelerating Collective Communication in Data Parallel Training across Deep Learning Frameworks",
+        2022,
+        "19th USENIX Symposium on Networked Systems Design and Implementation (NSDI 22)",
+        "https://www.usenix.org/conference/nsdi22/presentation/romero",
+        "the cached numbering of gradient groups and control=Bitvector",
+    ),
+    Work(
+        "kurth2018exascale",
+        "inproceedings",
+        (
+            "Thorsten Kurth",
+            "Sean Treichler",
+            "Joshua Romero",
+            "Mayur Mudigonda",
+            "Nathan Luehr",
+            "Everett Phillips",
+            "Ankur Mahesh",
+            "Michael Matheson",
+            "Jack Deslippe",
+            "Massimiliano Fatica",
+            "{Prabhat}",
+            "Michael Houston",
+        ),
+        "Exascale Deep Learning for Climate Analytics",
+        2018,
+        "International Conference for High Performance Computing, Networking, Storage and Analysis (SC18)",
+        "arXiv:1810.01993",
+        "control=Tree",
+    ),
+    Work(
+        "yang2019highly",
+        "misc",
+        (
+            "Liu Yang",
+            "Sean Treichler",
+            "Thorsten Kurth",
+            "Keno Fischer",
+            "David Barajas-Solano",
+            "Josh Romero",
+            "Valentin Churavy",
+            "Alexandre Tartakovsky",
+            "Michael Houston",
+            "{Prabhat}",
+            "George Karniadakis",
+        ),
+        "Highly-scalable, physics-informed GANs for learning solutions of stochastic PDEs",
+        2019,
+        "arXiv preprint",
+        "arXiv:1910.13444",
+        "players on sub-worlds that share ranks",
+    ),
+    Work(
+        "slaughter2020task",
+        "misc",
+        (
+            "Elliott Slaughter",
+            "Wei Wu",
+            "Yuankun Fu",
+            "Legend Brandenburg",
+            "Nicolai Garcia",
+            "Wilhem Kautz",
+            "Emily Marx",
+            "Kaleb S. Morris",
+            "Qinglei Cao",
+            "George Bosilca",
+            "Seema Mirchandaney",
+            "Wonchan Lee",
+            "Sean Treichler",
+            "Patrick McCormick",
+            "Alex Aiken",
+        ),
+        "Task Bench: A Parameterized Benchmark for Evaluating Parallel Runtime Performance",
+        2020,
+        "arXiv preprint",
+        "arXiv:1908.05790",
+        "task graphs and engines kept apart",
+    ),
+    Work(
+        "kirkland2010advanced",
+        "book",
+        ("Earl J. Kirkland",),
+        "Advanced Computing in Electron Microscopy, 2nd edition",
+        2010,
+        "Springer",
+        "doi:10.1007/978-1-4419-6533-2",
+        "the multislice method and the Kirkland scattering factors",
+    ),
+    Work(
+        "lobato2014accurate",
+        "article",
+        ("I. Lobato", "D. Van Dyck"),
+        "An accurate parameterization for scattering factors, electron densities and electrostatic potentials for "
+        "neutral atoms that obey all physical constraints",
+        2014,
+        "Acta Crystallographica Section A 70, 636-649",
+        "doi:10.1107/S205327331401643X",
+        "the Lobato scattering factors",
+    ),
+)

@@ -1,0 +1,321 @@
+"""The command line: parsing, and exit codes. What is done is elsewhere, and imported when it is asked for."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+from exafield import __version__
+from exafield.environment import Place, detect
+from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
+from exafield.run import PRESETS, QUESTIONS, Microscopy, Run, RunError, Simulation, Training, laptop
+from exafield.suggestion import unknown
+from exafield.watchdog import WorldAborted
+
+FAILED, USAGE, MISSED, INTERRUPTED = 1, 2, 3, 130
+
+_HELP = """\
+usage: exafield COMMAND [OPTIONS]
+
+  train PROBLEM       trains the networks of a scientific problem (microscopy)
+  generate PROBLEM    simulates the data of a problem, without training
+  data list           public data sets; also: data where NAME, data get NAME
+  doctor              what this machine has, and whether processes can reduce gradients here
+  cite                the papers behind what is used
+
+exafield COMMAND --help says more; exafield --version prints the version.
+"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains the networks of a scientific problem.
+
+    Under torchrun, srun or mpirun each process runs this command; alone, `--ranks N` starts N of them on this machine.
+
+    Args:
+        problem: microscopy.
+        preset: where settings that are not given come from. None: laptop.
+        config: a run file to take them from instead.
+        resume: folder of a run to go on with, from its newest checkpoint.
+        ranks: processes on this machine. None: one.
+        gate: end with exit code 3 if the problem's gate is missed.
+        run: settings of the run.
+    """
+
+    problem: tyro.conf.Positional[str]
+    preset: Literal["laptop", "full"] | None = None
+    config: Path | None = None
+    resume: Path | None = None
+    ranks: int | None = None
+    gate: tyro.conf.FlagCreatePairsOff[bool] = False
+    run: Run = field(default_factory=laptop)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Simulates the data of a problem. Interrupted, it goes on where it stopped when called again.
+
+    Args:
+        problem: microscopy.
+        preset: where settings that are not given come from.
+        engine: what runs the simulations: processes (all cores) or serial.
+        data: what is simulated.
+    """
+
+    problem: tyro.conf.Positional[str]
+    preset: Literal["laptop", "full"] = "laptop"
+    engine: str = "processes"
+    data: Simulation = field(default_factory=Simulation)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Public data sets: which there are, where they lie, and how to have them here.
+
+    Args:
+        action: list, where or get.
+        name: of the data set, for where and get.
+        url: address of an archive, for get.
+    """
+
+    action: tyro.conf.Positional[Literal["list", "where", "get"]]
+    name: tyro.conf.Positional[str | None] = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Tells versions, back ends, cores and memory, and checks a reduction of gradients over two processes.
+
+    Under torchrun, srun or mpirun it checks the reduction over the ranks there are.
+    """
+
+
+@dataclass(frozen=True)
+class Cite:
+    """Prints the papers behind what is used.
+
+    Args:
+        bibtex: as BibTeX entries.
+    """
+
+    bibtex: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    bind_to_parent()
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    place: Place | None = None
+    try:
+        place = detect(os.environ)
+        return _end(place, _command(argv, place))
+    except RankFailed as error:
+        if error.code not in (USAGE, MISSED):  # the rank has said what that is about
+            _say(str(error))
+        return error.code if error.code > 0 else FAILED
+    except BrokenPipeError:  # who read us, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _end(place, INTERRUPTED)
+    except Exception as error:
+        code = _explained(error, place)
+        if code is None:
+            raise
+        return _end(place, code)
+
+
+def _command(argv: list[str], place: Place) -> int:
+    commands: Mapping[str, Callable[[list[str], Place], int]] = {
+        "train": _train,
+        "generate": _generate,
+        "data": _data,
+        "doctor": _doctor,
+        "cite": _cite,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0 if argv else USAGE
+    if argv[0] == "--version":
+        print(f"exafield {__version__}")
+        return 0
+    if argv[0] not in commands:
+        raise RunError(unknown("command", argv[0], commands))
+    return commands[argv[0]](argv[1:], place)
+
+
+def _end(place: Place | None, code: int) -> int:
+    """Leaves a rank that failed at once: what it shares with others cannot be closed in good order any more."""
+    if code and place is not None and place.size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _explained(error: Exception, place: Place | None) -> int | None:
+    """Prints an error that says what to do, and gives its exit code; None for one that needs its traceback."""
+    rank = 0 if place is None else place.rank
+    if isinstance(error, RunError) or place is None:
+        if rank:  # the same on every rank
+            return VICTIM
+        _say(str(error))
+        return USAGE
+    if isinstance(error, WorldAborted):
+        _say(f"rank {rank} ends: {error}")
+        return VICTIM
+    # The package's own errors are written for users; others are faults, and shown in full.
+    ours = type(error).__module__.partition(".")[0] == "exafield"
+    if not ours and not (isinstance(error, ImportError) and "pip install" in str(error)):
+        return None
+    _say(f"rank {rank}: {error}" if rank else str(error))
+    return FAILED
+
+
+def _say(text: str) -> None:
+    print(f"exafield: {text}", file=sys.stderr, flush=True)
+
+
+_Arguments = TypeVar("_Arguments")
+
+
+def _parsed(kind: type[_Arguments], command: str, argv: list[str], default: _Arguments | None = None) -> _Arguments:
+    shape = (tyro.conf.OmitArgPrefixes,)
+    if default is None:
+        return tyro.cli(kind, prog=f"exafield {command}", args=argv, config=shape)
+    return tyro.cli(kind, prog=f"exafield {command}", args=argv, default=default, config=shape)
+
+
+# ---- commands ----
+
+
+def _train(argv: list[str], place: Place) -> int:
+    arguments = _parsed(Train, "train", argv, Train(problem="", run=_base(argv)))
+    _check_problem(arguments.problem, arguments.run)
+    if place.launcher != "alone" and arguments.ranks not in (None, place.size):
+        raise RunError(
+            f"--ranks {arguments.ranks}, but {place.launcher} has started {place.size}: leave out --ranks there"
+        )
+    ranks = 1 if arguments.ranks is None else arguments.ranks
+    try:
+        check_ranks(ranks)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if place.launcher == "alone":
+        if ranks > 1:
+            spawn(["train", *argv], ranks)
+            return 0
+        if place.hint is not None:
+            _say(place.hint)
+    from exafield.job import carry_out
+
+    outcome = carry_out(arguments.run, resume=arguments.resume)
+    return MISSED if arguments.gate and not outcome.reached else 0
+
+
+def _base(argv: Sequence[str]) -> Run:
+    """The run that flags change: from a run file, a resumed run or a preset."""
+    from exafield.runfile import load
+
+    given = {name: _given(argv, f"--{name}") for name in ("preset", "config", "resume")}
+    several = [f"--{name}" for name, value in given.items() if value is not None]
+    if len(several) > 1:
+        raise RunError(f"{' and '.join(several)} each bring all settings: give one of them")
+    if given["resume"] is not None:
+        run = load(Path(given["resume"]) / "run.yaml")
+    elif given["config"] is not None:
+        run = load(given["config"])
+    else:
+        preset = given["preset"] or "laptop"
+        run = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
+    return _length(run, argv)
+
+
+def _given(argv: Sequence[str], flag: str) -> str | None:
+    """The value a flag has; looked up before the full parse, whose defaults depend on it."""
+    for position, argument in enumerate(argv):
+        if argument == flag and position + 1 < len(argv):
+            return argv[position + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _length(run: Run, argv: Sequence[str]) -> Run:
+    """A run that is as long in steps if --steps is given, and in seconds if --seconds is."""
+    steps, seconds = _given(argv, "--steps"), _given(argv, "--seconds")
+    if (steps is None) == (seconds is None):
+        return run
+    t = run.training
+    length: dict[str, int | float | None] = (
+        {"steps": t.steps or 1, "seconds": None} if seconds is None else {"steps": None, "seconds": t.seconds or 1.0}
+    )
+    training: Training = replace(t, **length)  # type: ignore[arg-type]
+    return replace(run, training=training)
+
+
+def _check_problem(name: str, run: Run) -> None:
+    if name not in QUESTIONS:
+        raise RunError(unknown("problem", name, QUESTIONS))
+    if name != run.problem.name:
+        raise RunError(f"the run file is about {run.problem.name}, not {name}")
+
+
+def _generate(argv: list[str], place: Place) -> int:
+    preset = _given(argv, "--preset") or "laptop"
+    base = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
+    arguments = _parsed(Generate, "generate", argv, Generate(problem="", data=base.problem.data))
+    _check_problem(arguments.problem, base)
+    from exafield.engine import engine
+    from exafield.job import generate
+
+    try:
+        chosen = engine(arguments.engine)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    print(generate(arguments.data, chosen, _say))
+    return 0
+
+
+def _data(argv: list[str], place: Place) -> int:
+    arguments = _parsed(Data, "data", argv)
+    from exafield import datasets
+
+    if arguments.action == "list":
+        for entry in datasets.listing():
+            print(f"{entry.dataset.name:12s} {entry.path or 'not here'}\n{'':12s} {entry.dataset.content}")
+        return 0
+    if arguments.name is None:
+        raise RunError(f"exafield data {arguments.action} NAME: which data set? exafield data list tells them")
+    if arguments.action == "where":
+        print(datasets.find(arguments.name))
+    else:
+        print(datasets.get(arguments.name, arguments.url))
+    return 0
+
+
+def _doctor(argv: list[str], place: Place) -> int:
+    _parsed(Doctor, "doctor", argv)
+    from exafield.doctor import examine, reduce_together
+
+    if place.size > 1:
+        return 0 if reduce_together() else FAILED
+    for line in examine(place):
+        print(line, flush=True)
+    spawn(["doctor"], 2)
+    return 0
+
+
+def _cite(argv: list[str], place: Place) -> int:
+    arguments = _parsed(Cite, "cite", argv)
+    from exafield.cite import WORKS
+
+    print("\n\n".join(work.bibtex() if arguments.bibtex else work.plain() for work in WORKS))
+    return 0

@@ -1,0 +1,227 @@
+"""Job: a run carried out: data made, network trained, and told how well it went."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from exafield import __version__, assembly, runfile
+from exafield.engine import MapEngine
+from exafield.engine.local import ProcessEngine
+from exafield.problem import Problem
+from exafield.run import Run, RunError, Simulation
+from exafield.store import RunFolder, StoreError, atomic_write
+from exafield.trainer import Trainer
+from exafield.world import World
+
+_RESULT = {"format": "exafield-result", "version": 1}
+# Least time between two lines on data generation [s]: our choice.
+_QUIET = 5.0
+
+
+@runtime_checkable
+class Verdict(Protocol):
+    """How well a problem was solved."""
+
+    def lines(self) -> list[str]:
+        """A table to print."""
+        ...
+
+    def gate(self) -> list[tuple[bool, str]]:
+        """What a good run reaches, and whether this one did."""
+        ...
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A problem that can say how well it was solved."""
+
+    def report(self, world: World) -> Verdict | None:
+        """The verdict, on rank 0 only. Collective."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job leaves.
+
+    Args:
+        folder: of the run.
+        picture: drawn by the problem, if it could.
+        reached: whether every line of the problem's gate was reached; True where there is none.
+    """
+
+    folder: Path
+    picture: Path | None
+    reached: bool
+
+
+# ---- data ----
+
+
+class Announced:
+    """A map engine that says how far it is.
+
+    Args:
+        engine: that does the work.
+        say: prints a line.
+        what: the items are, in plural.
+    """
+
+    def __init__(self, engine: MapEngine, say: Callable[[str], None], what: str) -> None:
+        self._engine, self._say, self._what = engine, say, what
+
+    def map(
+        self, fn: Callable[[Any], Any], items: Iterable[Any], *, retry: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Any]]:
+        """See :class:`exafield.engine.MapEngine`."""
+        items = list(items)
+        left = len(items) - len(done)
+        if not left:
+            return
+        began = said = time.monotonic()
+        self._say(f"simulating {left} {self._what}, once: they are kept")
+        for number, pair in enumerate(self._engine.map(fn, items, retry=retry, done=done), start=1):
+            yield pair
+            now = time.monotonic()
+            if now - said > _QUIET or number == left:
+                said = now
+                self._say(f"simulated {number} of {left} {self._what} in {now - began:.0f} s")
+
+
+def generate(settings: Simulation, engine: MapEngine, say: Callable[[str], None]) -> Path:
+    """Simulates what a run of these settings needs and is not there yet; returns where it is kept.
+
+    Raises:
+        StoreError, CrystalError, EngineError: see :func:`exafield.microscopy.generate`.
+    """
+    from exafield.microscopy.generate import default_path
+    from exafield.microscopy.generate import generate as simulate
+
+    wanted = assembly.generation(settings)
+    path = Path(settings.store) if settings.store else default_path(wanted)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    simulate(path, wanted, Announced(engine, say, "views of crystals"))
+    return path
+
+
+# ---- carrying it out ----
+
+
+def _folder(run: Run, resume: Path | None, world: World) -> RunFolder:
+    """The run's folder, the same on all ranks. Rank 0 makes it."""
+    said: dict[str, str] = {}
+    if world.rank == 0:
+        try:
+            if resume is not None:
+                made = RunFolder(resume)
+            elif run.record.folder is None:
+                made = RunFolder.new(run.problem.name)
+            else:
+                made = RunFolder(run.record.folder)
+                if made.config.exists():
+                    raise RunError(
+                        f"{made.path} holds a run already: go on with it (--resume {made.path}), or choose "
+                        "another folder"
+                    )
+            said["path"] = str(made.path.absolute())
+            atomic_write(made.config, runfile.write(assembly.complete(run), __version__).encode())
+        except (StoreError, RunError) as error:
+            said["error"] = str(error)
+    said = world.broadcast_object(said)
+    if "error" in said:
+        raise RunError(said["error"])
+    return RunFolder(said["path"])
+
+
+def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None] = print) -> Outcome:
+    """Trains, evaluates, draws. Called on every rank the launcher has started.
+
+    Args:
+        run: what to do.
+        resume: folder of a run to go on with, from its newest whole checkpoint.
+        say: prints a line; only rank 0's is called, but for data generation.
+    Raises:
+        RunError: a setting makes no sense; on all ranks.
+        others: see :meth:`exafield.trainer.Trainer.fit`.
+    """
+    with World.from_env(assembly.device(run.training)) as world:
+        first = world.rank == 0
+        folder = _folder(run, resume, world)
+        if first:
+            say(f"{run.problem.name} on {_counted(world.size, 'rank')}, run folder {folder.path}")
+        with _settings_blamed():
+            question = assembly.problem(run)
+        generate(run.problem.data, ProcessEngine(), say)
+        training, record = run.training, run.record
+        with _settings_blamed():
+            trainer = Trainer(
+                question,
+                world,
+                assembly.reducer(run.reduction),
+                batch_size=training.batch_size,
+                seed=training.seed,
+                folder=folder,
+                precision=training.precision,
+                clip=training.clip,
+                accumulate=training.accumulate,
+                log_every=record.log_every,
+                keep=record.keep,
+            )
+        if resume is not None and not trainer.resume() and first:
+            say("there is no checkpoint to resume from: starting at step 0")
+        values = trainer.fit(
+            training.steps,
+            training.seconds,
+            evaluate_every=record.evaluate_every,
+            checkpoint_every=record.checkpoint_every,
+        )
+        return _judge(question, world, folder, trainer.steps, values, say)
+
+
+@contextmanager
+def _settings_blamed() -> Iterator[None]:
+    """Where objects are made from settings, a ValueError is about these, and the same on all ranks."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise RunError(str(error)) from error
+
+
+def _judge(
+    question: Problem, world: World, folder: RunFolder, steps: int, values: dict[str, float], say: Callable[[str], None]
+) -> Outcome:
+    """Scores, picture and gate; rank 0 prints them and keeps them in the run folder."""
+    verdict = question.report(world) if isinstance(question, Judged) else None
+    picture, reached = None, True
+    if world.rank == 0:
+        picture = folder.picture(question.name)
+        question.picture(picture)
+        gate: Sequence[tuple[bool, str]] = verdict.gate() if verdict is not None else ()
+        for line in verdict.lines() if verdict is not None else ():
+            say(line)
+        for good, line in gate:
+            say(f"{'reached' if good else 'missed '}  {line}")
+        reached = all(good for good, _ in gate)
+        result = {
+            **_RESULT,
+            "steps": steps,
+            "ranks": world.size,
+            "evaluation": values,
+            "report": dataclasses.asdict(verdict) if dataclasses.is_dataclass(verdict) else None,
+            "gate": [{"reached": good, "line": line} for good, line in gate],
+        }
+        atomic_write(folder.path / "result.json", json.dumps(result, indent=1).encode())
+        say(f"picture     {picture}")
+        say(f"run folder  {folder.path}")
+    return Outcome(folder.path, picture, bool(world.broadcast_object(reached)))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,261 @@
+"""Run: everything that was chosen for one training, as one tree of frozen dataclasses.
+
+The tree is what a run file holds and what the command line sets. It imports nothing heavy, so that a mistyped
+setting is found in a fraction of a second; :mod:`exafield.job` makes the real objects of it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from exafield.choice import Choice, Option
+
+_CYCLE: Mapping[str, type[float]] = {"cycle": float}
+_WARMUP: Mapping[str, type[int]] = {"warmup": int}
+
+CONTROL = Choice(
+    "control",
+    "exafield.reduce",
+    {
+        "static": Option("Static", {}),
+        "central": Option("Central", _CYCLE),
+        "tree": Option("Tree", {"radix": int, **_CYCLE}),
+        "bitvector": Option("Bitvector", _CYCLE),
+    },
+)
+GROUPING = Choice(
+    "grouping",
+    "exafield.reduce",
+    {
+        "single": Option("Single", {}),
+        "fused": Option("Fused", {"mb": float}),
+        "grouped": Option("Grouped", {"groups": int}),
+        "graph_aware": Option("GraphAware", {"groups": int, "per": str}),
+    },
+)
+COLLECTIVE = Choice("collective", "exafield.reduce", {"flat": Option("Flat", {})})
+OPTIMISER = Choice(
+    "optimiser",
+    "exafield.optim",
+    {
+        "adam": Option("Adam", {"learning_rate": float, "eps": float}),
+        "adamw": Option("AdamW", {"learning_rate": float, "eps": float, "weight_decay": float}),
+        "sgd": Option("SGD", {"learning_rate": float, "momentum": float, "nesterov": bool, "weight_decay": float}),
+    },
+)
+_SCHEDULES = {
+    "constant": Option("Constant", _WARMUP),
+    "staircase": Option("Staircase", {"every": int, "decay": float, **_WARMUP}),
+}
+# A cosine ends with the run, so it takes its length from there: in steps, or in seconds.
+SCHEDULE = Choice("schedule", "exafield.optim", {**_SCHEDULES, "cosine": Option("Cosine", {**_WARMUP, "floor": float})})
+TIMED_SCHEDULE = Choice(
+    "schedule", "exafield.optim", {**_SCHEDULES, "cosine": Option("TimedCosine", {**_WARMUP, "floor": float})}
+)
+MICROSCOPY_LOSS = Choice(
+    "loss",
+    "exafield.microscopy.loss",
+    {
+        "mse": Option("MSE", {}),
+        "huber": Option("Huber", {"start": float, "end": float, "factor": float, "every": int}),
+    },
+)
+
+
+class RunError(ValueError):
+    """A run's settings are wrong; says which one, where, and what it should be."""
+
+
+def _at_least(owner: str, least: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise RunError(f"{owner}: {name} must be {least} or more, got {value}")
+
+
+def _above_zero(owner: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise RunError(f"{owner}: {name} must be above 0 and finite, got {value}")
+
+
+def _chosen(owner: str, choice: Choice, text: str) -> None:
+    try:
+        choice.parse(text)
+    except ValueError as error:
+        raise RunError(f"{owner}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """Diffraction patterns that are simulated, and where they are kept.
+
+    Args:
+        crystals: "embedded" for the built-in table, the name of a data set ("crystals"), or a folder of CIF files.
+        store: where the patterns are kept, ending in .zarr or .h5. None: in the user's cache, by their parameters.
+        energy: of the beam [eV].
+        thickness: of the specimen [A].
+        largest_edge: of a cell across the beam [A]; larger cells are left out.
+    """
+
+    crystals: str = "embedded"
+    store: str | None = None
+    energy: float = 200e3
+    thickness: float = 40.0
+    largest_edge: float = 9.0
+
+    def __post_init__(self) -> None:
+        _above_zero("problem.data", energy=self.energy, thickness=self.thickness, largest_edge=self.largest_edge)
+        if self.store is not None and not self.store.endswith((".zarr", ".h5", ".hdf5")):
+            raise RunError(f"problem.data: store must end in .zarr, .h5 or .hdf5, got {self.store!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microscopy:
+    """Which projected potential is behind these diffraction patterns?
+
+    Args:
+        data: what is simulated.
+        dose: electrons per pattern. None: no noise.
+        growth: channels that each layer of the dense network adds.
+        per_scan: windows of each view per epoch.
+        loss: mse, or huber such as huber:start=5,end=1,factor=0.75,every=100.
+    """
+
+    name: ClassVar[str] = "microscopy"
+
+    data: Simulation = field(default_factory=Simulation)
+    dose: float | None = 1000.0
+    growth: int = 16
+    per_scan: int = 8
+    loss: str = "mse"
+
+    def __post_init__(self) -> None:
+        _above_zero("problem", dose=self.dose)
+        _at_least("problem", 1, growth=self.growth, per_scan=self.per_scan)
+        _chosen("problem", MICROSCOPY_LOSS, self.loss)
+
+
+# The scientific questions, by name: one settings class each.
+Question = Microscopy
+QUESTIONS: Mapping[str, type[Question]] = {Microscopy.name: Microscopy}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How it is learnt. Give either `steps` or `seconds`.
+
+    Args:
+        steps: of training in all.
+        seconds: of training in all [s]; such a run does not repeat bit for bit.
+        batch_size: samples per rank and draw.
+        accumulate: draws whose gradients are added up before a step.
+        seed: of everything random.
+        precision: bf16 runs the losses under autocast; weights stay in fp32.
+        clip: greatest norm of the gradient. None: no limit.
+        optimiser: adam, adamw or sgd, such as adamw:learning_rate=0.002,weight_decay=0.01.
+        schedule: of the learning rate: constant, cosine or staircase, such as cosine:warmup=30.
+        device: auto takes a GPU if torch sees one.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip: float | None = 1.0
+    optimiser: str = "adamw:learning_rate=0.002"
+    schedule: str = "cosine:warmup=30"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise RunError(
+                f"training: give steps or seconds, and not both, got steps={self.steps} and seconds={self.seconds}"
+            )
+        _at_least("training", 1, steps=self.steps, batch_size=self.batch_size, accumulate=self.accumulate)
+        _at_least("training", 0, seed=self.seed)
+        _above_zero("training", seconds=self.seconds, clip=self.clip)
+        _chosen("training", OPTIMISER, self.optimiser)
+        _chosen("training", SCHEDULE, self.schedule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """How gradients become global: three independent choices.
+
+    Args:
+        control: who says when a group leaves: static, central, tree:radix=4 or bitvector:cycle=0.001.
+        grouping: which gradients travel together: single, fused:mb=25, grouped:groups=8 or graph_aware:groups=8.
+        collective: how a group is summed: flat.
+    """
+
+    control: str = "static"
+    grouping: str = "graph_aware"
+    collective: str = "flat"
+
+    def __post_init__(self) -> None:
+        _chosen("reduction", CONTROL, self.control)
+        _chosen("reduction", GROUPING, self.grouping)
+        _chosen("reduction", COLLECTIVE, self.collective)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is kept, and how often.
+
+    Args:
+        folder: of the run. None: a new one, runs/PROBLEM-DATE-TIME.
+        evaluate_every: steps between evaluations. None: at the end.
+        checkpoint_every: steps between checkpoints. None: at the end.
+        keep: number of checkpoints kept.
+        log_every: steps between lines of metrics.
+    """
+
+    folder: str | None = None
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep: int = 3
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least("record", 1, evaluate_every=self.evaluate_every, checkpoint_every=self.checkpoint_every)
+        _at_least("record", 1, keep=self.keep, log_every=self.log_every)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training: a question and everything chosen to answer it. Nothing here depends on the number of ranks.
+
+    Args:
+        problem: the question and its data.
+        training: how it is learnt.
+        reduction: how gradients become global.
+        record: what is kept.
+    """
+
+    problem: Question
+    training: Training
+    reduction: Reduction = field(default_factory=Reduction)
+    record: Record = field(default_factory=Record)
+
+
+# ---- presets ----
+
+
+def laptop(problem: str = Microscopy.name) -> Run:
+    """A minute of training on a few cores, from what the package brings."""
+    return Run(problem=QUESTIONS[problem](), training=Training(seconds=75.0))
+
+
+def full(problem: str = Microscopy.name) -> Run:
+    """A large data set and a larger network; for a GPU or many cores."""
+    return Run(
+        problem=QUESTIONS[problem](data=Simulation(crystals="crystals", largest_edge=12.0), growth=32),
+        training=Training(steps=20_000, batch_size=16, schedule="cosine:warmup=200"),
+        record=Record(evaluate_every=1000, checkpoint_every=1000),
+    )
+
+
+PRESETS: Mapping[str, Callable[[str], Run]] = {"laptop": laptop, "full": full}
