@@ -4,11 +4,11 @@ After Laanait et al., *Exascale Deep Learning for Scientific Inverse Problems*, 
 """
 
 from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
-from exafield.microscopy.generate import Generation, generate
+from exafield.microscopy.generate import Generation
 from exafield.microscopy.multislice import Multislice
 from exafield.microscopy.potential import projected_slices
 from exafield.microscopy.problem import MicroscopyProblem, Report
-from exafield.microscopy.views import View, view, views
+from exafield.microscopy.views import View
 from exafield.microscopy.window import Window
 
 __all__ = [
@@ -22,8 +22,5 @@ __all__ = [
     "Window",
     "embedded",
     "from_cif",
-    "generate",
     "projected_slices",
-    "view",
-    "views",
 ]

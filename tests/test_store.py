@@ -1,0 +1,152 @@
+"""Stores: whole or not at all, resumable, and clear about what is wrong."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exafield import store
+from exafield.field import Field
+from exafield.store import RunFolder, SampleStore, StoreError, atomic_write, locked
+
+ABOUT = {"energy": 200e3, "crystals": "embedded"}
+SUFFIXES = [".zarr", ".h5"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_samples_come_back_as_they_went_in(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4)}
+    with SampleStore(path, ABOUT, write=True) as out:
+        out.write("one", arrays, {"name": "Si [001]", "edges": [1.0, 2.0]})
+        out.write("two", {"a": np.zeros((5, 1), dtype=np.float32)}, {})
+    with SampleStore(path, ABOUT) as back:
+        assert back.keys() == {"one", "two"}
+        read, about = back.read("one")
+        assert about == {"name": "Si [001]", "edges": [1.0, 2.0]}
+        assert {k: v.dtype for k, v in read.items()} == {"a": np.float32, "b": np.float64}
+        np.testing.assert_array_equal(read["a"], arrays["a"])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_half_written_sample_does_not_count_and_is_written_again(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"data{suffix}"
+    with SampleStore(path, ABOUT, write=True) as out:
+        out.write("whole", {"a": np.ones(3)}, {})
+        monkeypatch.setattr(store.json, "dumps", _interrupted(json.dumps, "half"))
+        with pytest.raises(KeyboardInterrupt):
+            out.write("half", {"a": np.ones(3)}, {"name": "half"})
+        monkeypatch.undo()
+    with SampleStore(path, ABOUT, write=True) as again:
+        assert again.keys() == {"whole"}
+        again.write("half", {"a": np.full(3, 2.0)}, {})
+        assert again.keys() == {"whole", "half"}
+        assert again.read("half")[0]["a"].tolist() == [2.0] * 3
+
+
+def _interrupted(real: Any, trigger: str) -> Any:
+    """Ends the process, so to speak, between a sample's arrays and its attributes."""
+
+    def dumps(value: Any, **kwargs: Any) -> str:
+        if isinstance(value, dict) and value.get("name") == trigger:
+            raise KeyboardInterrupt
+        text: str = real(value, **kwargs)
+        return text
+
+    return dumps
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_other_parameters_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    SampleStore(path, ABOUT, write=True).close()
+    with pytest.raises(StoreError, match=r"energy: 200000.0 there, 300000.0 wanted"):
+        SampleStore(path, {**ABOUT, "energy": 300e3}, write=True)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_named_with_file_sample_and_index(tmp_path: Path, suffix: str, value: float) -> None:
+    path = tmp_path / f"data{suffix}"
+    bad = np.zeros((2, 3))
+    bad[1, 2] = value
+    with SampleStore(path, ABOUT, write=True) as out:
+        out.write("si", {"patterns": bad}, {})
+        with pytest.raises(StoreError, match=rf"data{suffix}: sample 'si', array 'patterns'.*\(1, 2\)"):
+            out.read("si")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_and_missing_stores_say_what_to_do(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(StoreError, match="missing, damaged or no store"):
+        SampleStore(tmp_path / f"none{suffix}", ABOUT)
+    path = tmp_path / f"data{suffix}"
+    with SampleStore(path, ABOUT, write=True) as out:
+        out.write("si", {"a": np.random.default_rng(0).normal(size=(64, 64))}, {})
+    if suffix == ".h5":
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(StoreError, match="damaged"):
+            SampleStore(path, ABOUT)
+    else:
+        chunk = next(p for p in (path / "si" / "a").rglob("*") if p.is_file() and "c" in p.parts)
+        chunk.write_bytes(chunk.read_bytes()[:100])
+        with SampleStore(path, ABOUT) as back, pytest.raises(StoreError, match="'si' is missing or damaged"):
+            back.read("si")
+
+
+def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"must end in \.zarr"):
+        SampleStore(tmp_path / "data.npz", ABOUT, write=True)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.yaml"
+    atomic_write(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"cannot write .*run.yaml: No space left on device; free some space"):
+        atomic_write(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_run_folders_never_share_a_name(tmp_path: Path) -> None:
+    folders = [RunFolder.new("microscopy", tmp_path) for _ in range(3)]
+    assert len({f.path for f in folders}) == 3
+    assert all(f.checkpoints.is_dir() for f in folders)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot make the run folder"):
+        RunFolder(tmp_path / "file")
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    import fcntl
+
+    with locked(tmp_path / "data.zarr"), open(tmp_path / "data.zarr.lock") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / "data.zarr.lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_fields_normalise_and_restore() -> None:
+    field = Field("temperature", ("x",), "K", offset=273.0, scale=10.0)
+    values = torch.tensor([263.0, 273.0, 303.0])
+    assert field.normalise(values).tolist() == [-1.0, 0.0, 3.0]
+    torch.testing.assert_close(field.restore(field.normalise(values)), values)
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        Field("t", ("x",), "K", scale=0.0)
+    with pytest.raises(ValueError, match="dims must differ"):
+        Field("t", ("x", "x"), "K")
