@@ -24,6 +24,9 @@ from exafield.run import (
 )
 from exafield.suggestion import unknown
 
+# Steps of linear warm-up of a cosine, where the run is ten times as long; our choice.
+_WARMUP = 30
+
 
 def reducer(settings: Reduction) -> Reducer:
     """The reducer a run asks for."""
@@ -41,11 +44,13 @@ def optimiser(training: Training) -> Optimiser:
 
 
 def _length(training: Training) -> dict[str, float]:
-    """What a cosine needs to know of the run."""
+    """What a cosine takes from the run: its length, and a warm-up that fits in it unless one is given."""
     name, _ = SCHEDULE.parse(training.schedule)
     if name != "cosine":
         return {}
-    return {"steps": training.steps} if training.steps is not None else {"seconds": training.seconds or 0.0}
+    if training.steps is None:
+        return {"seconds": training.seconds or 0.0, "warmup": _WARMUP}
+    return {"steps": training.steps, "warmup": min(_WARMUP, training.steps // 10)}
 
 
 def schedule(training: Training) -> Schedule:

@@ -112,24 +112,28 @@ def generate(settings: Simulation, engine: MapEngine, say: Callable[[str], None]
 # ---- carrying it out ----
 
 
+def _made(run: Run, resume: Path | None) -> RunFolder:
+    if resume is not None:
+        return RunFolder(resume)
+    if run.record.folder is None:
+        return RunFolder.new(run.problem.name)
+    folder = RunFolder(run.record.folder)
+    if folder.config.exists():
+        raise RunError(
+            f"{folder.path} holds a run already: go on with it (--resume {folder.path}), or choose another folder"
+        )
+    return folder
+
+
 def _folder(run: Run, resume: Path | None, world: World) -> RunFolder:
     """The run's folder, the same on all ranks. Rank 0 makes it."""
     said: dict[str, str] = {}
     if world.rank == 0:
         try:
-            if resume is not None:
-                made = RunFolder(resume)
-            elif run.record.folder is None:
-                made = RunFolder.new(run.problem.name)
-            else:
-                made = RunFolder(run.record.folder)
-                if made.config.exists():
-                    raise RunError(
-                        f"{made.path} holds a run already: go on with it (--resume {made.path}), or choose "
-                        "another folder"
-                    )
+            settings = runfile.write(assembly.complete(run), __version__)
+            made = _made(run, resume)
             said["path"] = str(made.path.absolute())
-            atomic_write(made.config, runfile.write(assembly.complete(run), __version__).encode())
+            atomic_write(made.config, settings.encode())
         except (StoreError, RunError) as error:
             said["error"] = str(error)
     said = world.broadcast_object(said)

@@ -154,7 +154,7 @@ class Training:
         precision: bf16 runs the losses under autocast; weights stay in fp32.
         clip: greatest norm of the gradient. None: no limit.
         optimiser: adam, adamw or sgd, such as adamw:learning_rate=0.002,weight_decay=0.01.
-        schedule: of the learning rate: constant, cosine or staircase, such as cosine:warmup=30.
+        schedule: of the learning rate: constant, cosine or staircase, such as cosine:warmup=30,floor=0.01.
         device: auto takes a GPU if torch sees one.
     """
 
@@ -166,7 +166,7 @@ class Training:
     precision: Literal["fp32", "bf16"] = "fp32"
     clip: float | None = 1.0
     optimiser: str = "adamw:learning_rate=0.002"
-    schedule: str = "cosine:warmup=30"
+    schedule: str = "cosine"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
