@@ -245,8 +245,8 @@ class Run:
 
 
 def laptop(problem: str = Microscopy.name) -> Run:
-    """A minute of training on a few cores, from what the package brings."""
-    return Run(problem=QUESTIONS[problem](), training=Training(seconds=75.0))
+    """Two minutes of training on a few cores, from what the package brings."""
+    return Run(problem=QUESTIONS[problem](), training=Training(seconds=110.0))
 
 
 def full(problem: str = Microscopy.name) -> Run:
