@@ -217,8 +217,6 @@ class Reduction:
         elif any(dirty):
             session.again(sum(1 << g for g, flag in enumerate(dirty) if flag))
             self._wait()
-        for event in session.finished:
-            torch.cuda.current_stream().wait_event(event)
         for bucket in session.buckets:
             bucket.unpack()
         self._steps += 1
@@ -255,6 +253,9 @@ class Reduction:
             self.world.check()
         if session.error is not None:
             self.world.fail(session.error)
+        for event in session.finished:
+            torch.cuda.current_stream().wait_event(event)
+        session.finished.clear()
 
     def _learn(self) -> None:
         """Plans again with the order and times in which the first backward produced gradients."""
