@@ -43,6 +43,16 @@ def dies(x: int) -> int:
     return x
 
 
+def own_pid(x: int) -> int:
+    return os.getpid()
+
+
+def threads(x: int) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 def total(task: int, inputs: list[Any]) -> int:
     return task + sum(inputs)
 
@@ -75,7 +85,19 @@ def test_an_item_is_tried_again_as_often_as_allowed(system: MapEngine, tmp_path:
 
 def test_a_killed_worker_is_an_error_not_a_hang() -> None:
     with pytest.raises(EngineError, match="a worker process died"):
-        list(ProcessEngine(workers=2).map(dies, range(5)))
+        list(ProcessEngine(workers=2).map(dies, range(5), retry=3))
+
+
+def test_a_worker_killed_between_two_results_is_an_error_too() -> None:
+    results = ProcessEngine(workers=1).map(own_pid, iter(range(100)))
+    _, pid = next(results)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match="a worker process died"):
+        list(results)
+
+
+def test_workers_use_one_thread() -> None:
+    assert dict(ProcessEngine(workers=1).map(threads, [0])) == {0: 1}
 
 
 def test_map_takes_items_only_as_there_is_room() -> None:
@@ -156,8 +178,8 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT])
-def test_ctrl_c_leaves_no_worker(how: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
+def test_no_worker_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     folder = tmp_path / "pids"
     folder.mkdir()

@@ -1,13 +1,15 @@
 """Engines on this machine: in turn, or on worker processes."""
 
 import os
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from exafield.engine import EngineError
@@ -57,6 +59,8 @@ class SerialEngine:
 class ProcessEngine:
     """Worker processes (concurrent.futures), each with one torch thread.
 
+    No worker outlives the process that started it, however that ends.
+
     Args:
         workers: default: as many as cores this process may use.
     """
@@ -75,7 +79,7 @@ class ProcessEngine:
     @contextmanager
     def _pool(self) -> Iterator[ProcessPoolExecutor]:
         # spawn: forked children would inherit locks of our threads.
-        pool = ProcessPoolExecutor(self.count, mp_context=get_context("spawn"), initializer=_one_thread)
+        pool = ProcessPoolExecutor(self.count, mp_context=get_context("spawn"), initializer=_settle)
         try:
             yield pool
         except BaseException:
@@ -95,7 +99,7 @@ class ProcessEngine:
             running: dict[Future[Any], tuple[int, Any, int]] = {}
 
             def start(index: int, item: Any, attempt: int) -> None:
-                running[pool.submit(fn, item)] = (index, item, attempt)
+                running[_submitted(pool, f"item {index}", fn, item)] = (index, item, attempt)
 
             for index, item in todo:
                 start(index, item, 0)
@@ -117,7 +121,8 @@ class ProcessEngine:
             running: dict[Future[Any], int] = {}
 
             def start(task: int) -> None:
-                running[pool.submit(body, task, [results[other] for other in graph.needs(task)])] = task
+                inputs = [results[other] for other in graph.needs(task)]
+                running[_submitted(pool, f"task {task}", body, task, inputs)] = task
 
             for task, count in enumerate(missing):
                 if count == 0:
@@ -133,20 +138,44 @@ class ProcessEngine:
         return [results[task] for task in range(len(graph))]
 
 
-def _one_thread() -> None:
-    import torch
+def _settle() -> None:
+    """Called first in a worker."""
+    # Read when torch is imported, which a worker does only if its work needs it.
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    if "torch" in sys.modules:
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        # Waits on a pipe that closes when the parent ends, even if it is killed and can tell nobody.
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow parent", daemon=True).start()
+
+
+def _died(what: str) -> EngineError:
+    return EngineError(
+        f"a worker process died while {what} was under way (killed, or out of memory): run again; finished items "
+        "are kept where results are stored"
+    )
+
+
+def _submitted(pool: ProcessPoolExecutor, what: str, fn: Callable[..., Any], *inputs: Any) -> Future[Any]:
+    try:
+        return pool.submit(fn, *inputs)
+    except BrokenProcessPool as error:
+        raise _died(what) from error
 
 
 def _result(future: Future[Any], what: str) -> Any:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise EngineError(
-            f"a worker process died while {what} was under way (killed, or out of memory): run again; finished items "
-            "are kept where results are stored"
-        ) from error
+        raise _died(what) from error
     except Exception as error:
         raise _failed(what, error) from error
 
@@ -157,7 +186,9 @@ def _finished(
     """Waits for at least one item; starts those again that may be tried again."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         index, item, attempt = running.pop(future)
-        if future.exception() is not None and attempt < retry:
+        error = future.exception()
+        # What killed one worker would kill the next as well: that is for the user to see.
+        if error is not None and attempt < retry and not isinstance(error, BrokenProcessPool):
             start(index, item, attempt + 1)
             continue
         yield index, _result(future, f"item {index}")
