@@ -3,31 +3,39 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    trains a network on simulated electron diffraction, on 2 processes, and draws what it learnt"
+	@echo "make test    runs the tests"
+	@echo "make lint    formatting, types, import layers, licences"
+	@echo "make bench   runs the benchmarks; results go to bench/"
+	@echo "make clean   removes .venv and what was built"
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) pip
 	@mkdir -p $(STAMPS)
-	$(PIP) "pip>=25.1"
 	@touch $@
 
+# All extras: the tests use them, and their licences are checked.
 $(STAMPS)/core: $(STAMPS)/venv pyproject.toml constraints.txt
-	$(PIP) -e ".[microscopy]"
+	$(PIP) --build-constraint constraints.txt --editable ".[microscopy,mpi]"
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/core
 	$(PIP) --group test
 	@touch $@
 
-$(STAMPS)/lint: $(STAMPS)/core
-	$(PIP) --group lint --group test
+$(STAMPS)/lint: $(STAMPS)/test
+	$(PIP) --group lint
 	@touch $@
 
 demo: $(STAMPS)/core
-	$(BIN)/exafield train microscopy --ranks 2
+	$(BIN)/exafield train microscopy --ranks 2 --gate
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest
@@ -37,6 +45,13 @@ lint: $(STAMPS)/lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/licences.py
+
+bench: $(STAMPS)/core
+	@mkdir -p bench
+	for script in benchmarks/*.py; do \
+	    $(BIN)/python $$script --json bench/$$(basename $$script .py).json || exit 1; \
+	done
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist bench
