@@ -27,7 +27,7 @@ def run(seed: int, ranks: int, seconds: float, fresh: bool) -> dict[str, Any]:
         command = [sys.executable, "-m", "exafield", "train", "microscopy", "--ranks", str(ranks)]
         command += ["--training.seed", str(seed), "--training.seconds", str(seconds), "--record.folder", str(out)]
         began = time.monotonic()
-        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         took = time.monotonic() - began
         if done.returncode:
             sys.exit(f"seed {seed}: {' '.join(command)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
