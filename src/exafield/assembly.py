@@ -2,11 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from exafield import datasets
+from exafield.microscopy import Generation, MicroscopyProblem, Window
 from exafield.optim import Optimiser, Schedule
-from exafield.problem import Problem
 from exafield.reduce import Reducer
 from exafield.run import (
     COLLECTIVE,
@@ -106,10 +105,8 @@ def crystals(name: str) -> str:
     )
 
 
-def generation(settings: Simulation) -> Any:
-    """What is simulated for a run (:class:`exafield.microscopy.Generation`)."""
-    from exafield.microscopy import Generation
-
+def generation(settings: Simulation) -> Generation:
+    """What is simulated for a run."""
     return Generation(
         energy=settings.energy,
         thickness=settings.thickness,
@@ -134,10 +131,8 @@ def device(training: Training) -> str | None:
     return "cpu" if training.device == "cpu" else None  # the world takes the GPU with this rank's number
 
 
-def problem(run: Run) -> Problem:
+def problem(run: Run) -> MicroscopyProblem:
     """The problem a run is about."""
-    from exafield.microscopy import MicroscopyProblem, Window
-
     settings, training = run.problem, run.training
     return MicroscopyProblem(
         generation(settings.data),
