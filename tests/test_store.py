@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,65 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
     atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+LIMITED = """
+import resource, signal, sys
+import numpy as np
+from exafield.store import SampleStore, StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+noise = np.random.default_rng(0).normal
+with SampleStore(sys.argv[1], {}, write=True) as out:
+    out.write("small", {"a": noise(size=100)}, {})
+    out.write("other", {"a": noise(size=100)}, {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        out.write("large", {"a": noise(size=100_000)}, {})
+    except StoreError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_sample_that_does_not_fit_leaves_the_others(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    call = [sys.executable, "-c", LIMITED, str(path)]
+    said = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "cannot write sample 'large'" in said
+    assert "free some space and run again" in said
+    with SampleStore(path, {}, write=True) as again:
+        assert again.keys() == {"small", "other"}
+        assert again.read("small")[0]["a"].shape == (100,)
+        again.write("large", {"a": np.ones(100_000)}, {})
+        assert again.read("large")[0]["a"].sum() == 100_000
+
+
+ENDLESS = """
+import itertools, sys
+import numpy as np
+from exafield.store import SampleStore
+with SampleStore(sys.argv[1], {}, write=True) as out:
+    for number in itertools.count():
+        out.write(f"{number}", {"a": np.full(20_000, number)}, {})
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_killed_writer_loses_no_complete_sample(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        while int(writer.stdout.readline()) < 5:
+            pass
+        writer.kill()
+        said = [int(line) for line in writer.stdout.read().split()]
+    last = max(said, default=5)
+    with SampleStore(path, {}, write=True) as again:
+        assert {str(n) for n in range(last + 1)} <= again.keys()
+        for number in range(last + 1):
+            assert (again.read(str(number))[0]["a"] == number).all()
+        again.write("new", {"a": np.ones(2)}, {})
 
 
 def test_run_folders_never_share_a_name(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 from exafield.requirement import require
 
 _FORMAT = 1
+# Room for what HDF5 itself writes beside a sample's arrays [bytes], our choice; it takes some kilobytes.
+_OVERHEAD = 1 << 16
 
 
 class StoreError(RuntimeError):
@@ -68,10 +70,16 @@ class RunFolder:
         """A fresh folder root/PROBLEM-DATE-TIME."""
         base = Path(root) / f"{problem}-{time.strftime('%Y%m%d-%H%M%S')}"
         path, number = base, 1
-        while path.exists():
-            number += 1
-            path = base.with_name(f"{base.name}-{number}")
-        return cls(path)
+        while True:
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:  # another run began in the same second
+                number += 1
+                path = base.with_name(f"{base.name}-{number}")
+            except OSError as error:
+                raise StoreError(f"cannot make the run folder {path}: {error.strerror}") from error
+            else:
+                return cls(path)
 
     @property
     def config(self) -> Path:
@@ -158,6 +166,8 @@ class SampleStore:
     def write(self, key: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
         """Adds a sample; its attributes are written last and make it complete."""
         try:
+            if self._hdf5:
+                self._reserve(sum(array.nbytes for array in arrays.values()) + _OVERHEAD * (1 + len(arrays)))
             if key in self._root:
                 del self._root[key]
             group = self._root.create_group(key)
@@ -173,6 +183,13 @@ class SampleStore:
             raise StoreError(
                 f"{self.path}: cannot write sample {key!r}: {error}; free some space and run again"
             ) from error
+
+    def _reserve(self, size: int) -> None:
+        """Takes `size` bytes behind the end of an HDF5 file, or raises OSError before anything is written.
+
+        A file that HDF5 has begun to grow and cannot is unreadable afterwards, whole samples included.
+        """
+        os.posix_fallocate(self._root.id.get_vfd_handle(), self._root.id.get_filesize(), size)
 
     def read(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A sample's arrays and attributes.

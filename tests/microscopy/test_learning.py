@@ -1,5 +1,8 @@
 """From crystals to a trained network: generation, windows, networks, losses, metrics, baselines."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from exafield.engine.local import SerialEngine
+from exafield.engine.local import ProcessEngine, SerialEngine
 from exafield.microscopy import Generation, MicroscopyProblem, Window, embedded
 from exafield.microscopy.analysis import best_threshold, columns, match, relative_l2, score, standardised_r2
 from exafield.microscopy.crystal import CrystalError, from_cif
@@ -99,11 +102,97 @@ def test_generation_goes_on_where_it_stopped(cifs: Path, tmp_path: Path, monkeyp
         generate(path, replace(g, thickness=9.0), SerialEngine())
 
 
-def test_no_material_is_on_two_sides() -> None:
-    parts: dict[str, set[str]] = {}
-    for crystal in embedded():
-        parts.setdefault(crystal.material, set()).add(part_of(crystal.material))
-    assert all(len(p) == 1 for p in parts.values())
+def test_engines_and_formats_give_the_same_numbers(cifs: Path, tmp_path: Path) -> None:
+    g = replace(QUICK, crystals=str(cifs), largest_edge=4.2)
+    generate(tmp_path / "one.zarr", g, SerialEngine())
+    generate(tmp_path / "two.h5", g, ProcessEngine(workers=2))
+    one, two = load(tmp_path / "one.zarr", g), load(tmp_path / "two.h5", g)
+    assert [s.name for s in one] == [s.name for s in two]
+    assert len(one) > 4
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a.patterns, b.patterns)
+        np.testing.assert_array_equal(a.potential, b.potential)
+        assert (a.edges, a.kept, a.material) == (b.edges, b.kept, b.material)
+
+
+SCRIPT = """
+import sys
+from exafield.engine.local import SerialEngine
+from exafield.microscopy.generate import Generation, generate
+g = Generation(thickness=8.0, sampling=0.25, box=8.0, detector_pixels=8, largest_edge=4.2, crystals=sys.argv[1])
+print(generate(sys.argv[2], g, SerialEngine())[0])
+"""
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_two_that_want_the_same_data_share_it(cifs: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"views{suffix}"
+    call = [sys.executable, "-c", SCRIPT, str(cifs), str(path)]
+    both = [subprocess.Popen(call, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    made = [int(p.communicate(timeout=120)[0]) for p in both]
+    g = replace(QUICK, crystals=str(cifs), largest_edge=4.2)
+    assert min(made) == 0
+    assert max(made) == len(load(path, g))
+
+
+def test_an_edited_structure_is_simulated_again(cifs: Path, tmp_path: Path) -> None:
+    folder, path = tmp_path / "cif", tmp_path / "views.zarr"
+    folder.mkdir()
+    for cif in sorted(cifs.glob("*.cif"))[:2]:
+        (folder / cif.name).write_text(cif.read_text())
+    g = replace(QUICK, crystals=str(folder))
+    first, _ = generate(path, g, SerialEngine())
+    wider = re.sub(
+        r"(_cell_length_[abc]\s+)([\d.]+)", lambda m: f"{m[1]}{1.02 * float(m[2]):.4f}", (folder / cif.name).read_text()
+    )
+    (folder / cif.name).write_text(wider)
+    second, _ = generate(path, g, SerialEngine())
+    assert 0 < second < first
+    assert len(load(path, g)) == first
+
+
+def test_what_each_view_kept_of_its_intensity_is_logged(
+    cifs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    g = replace(QUICK, crystals=str(cifs), largest_edge=4.2)
+    with caplog.at_level("INFO", logger="exafield.microscopy.generate"):
+        made, least = generate(tmp_path / "views.h5", g, SerialEngine())
+    assert len(caplog.messages) == made
+    assert any(f"{least:.4f} of the intensity kept" in m for m in caplog.messages)
+    assert least == pytest.approx(min(s.kept for s in load(tmp_path / "views.h5", g)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"energy": 0.0}, "energy must be above 0"),
+        ({"sampling": float("nan")}, "sampling must be above 0"),
+        ({"b_factor": -1.0}, "b_factor must be 0"),
+        ({"thickness": 1.0}, "at least one slice"),
+        ({"detector_pixels": 1}, "detector_pixels must be 2"),
+    ],
+)
+def test_impossible_parameters_are_refused(wrong: Mapping[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Generation(**wrong)
+
+
+def test_no_material_is_on_two_sides(quick: tuple[Generation, Path]) -> None:
+    parts = split(load(quick[1], quick[0]))
+    materials = [{s.material for s in scans} for scans in parts.values()]
+    assert all(materials)
+    assert sum(map(len, materials)) == len(set.union(*materials))
+    # The same material from two files, with other names and settings of the cell, is one material.
+    nacl = next(c for c in embedded() if c.name == "NaCl")
+    twice = replace(
+        nacl,
+        name="halite",
+        cell=np.diag([2, 1, 1]) @ nacl.cell,
+        numbers=np.concatenate([nacl.numbers] * 2),
+        positions=np.concatenate([(nacl.positions + np.array([i, 0, 0])) / [2, 1, 1] for i in (0, 1)]),
+    )
+    assert part_of(twice.material) == part_of(nacl.material)
+    assert twice.material == nacl.material
     shares = [part_of(f"A{i}B{i + 1} sg{i % 230}") for i in range(4000)]
     assert shares.count("test") / 4000 == pytest.approx(0.18, abs=0.02)
     assert shares.count("validation") / 4000 == pytest.approx(0.12, abs=0.02)
@@ -399,6 +488,7 @@ def test_a_short_training_beats_the_mean_and_draws_a_picture(quick: tuple[Genera
     assert sum(parts) == report.network.windows
     assert len(report.gate()) == 4
     assert any("ridge" in line for line in report.lines())
+    assert 0 < report.kept[1] <= report.kept[0] <= 1
     problem.picture(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     with pytest.raises(RuntimeError, match="report"):

@@ -95,7 +95,7 @@ def match(found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "m 2"], size:
     """
 
     def inner(points: np.ndarray) -> np.ndarray:
-        return np.all((points > MARGIN) & (points < size - MARGIN), axis=1)
+        return np.asarray(np.all((points > MARGIN) & (points < size - MARGIN), axis=1))
 
     inside_found, inside_true = inner(found), inner(true)
     if not len(found) or not len(true):

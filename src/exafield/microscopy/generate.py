@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,11 @@ from exafield.microscopy.potential import projected_slices
 from exafield.microscopy.scattering import Parametrisation
 from exafield.microscopy.views import View, views
 from exafield.store import SampleStore, cache_folder, locked
+
+# Raised whenever the same parameters give other numbers than before: data simulated earlier is then made again.
+_PHYSICS = 1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,28 @@ class Generation:
     largest_edge: float = 9.0
     crystals: str = "embedded"
 
+    def __post_init__(self) -> None:
+        names = ("energy", "convergence_angle", "thickness", "slice_thickness", "sampling", "box", "detector_angle")
+        for name in (*names, "largest_edge"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"generation: {name} must be above 0 and finite, got {value}")
+        if not 0 <= self.b_factor < float("inf"):
+            raise ValueError(f"generation: b_factor must be 0 A^2 or more, got {self.b_factor}")
+        if self.detector_pixels < 2:
+            raise ValueError(f"generation: detector_pixels must be 2 or more, got {self.detector_pixels}")
+        if self.thickness < self.slice_thickness:
+            raise ValueError(
+                f"generation: thickness, {self.thickness} A, must be at least one slice of {self.slice_thickness} A"
+            )
+
+    def attributes(self) -> dict[str, Any]:
+        """What a store made with these parameters says of itself."""
+        return {"physics": _PHYSICS, **asdict(self)}
+
     def digest(self) -> str:
         """A short name for this set of parameters."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.attributes(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 Part = Literal["train", "validation", "test"]
@@ -71,6 +97,7 @@ class Scan:
         potential: (x, y) projected potential of the specimen over one cell [V A].
         edges: of the cell [A].
         name, crystal, material, prototype: of what it shows; `material` is composition and space group.
+        kept: share of the incident intensity inside the band limit behind the specimen.
     """
 
     patterns: np.ndarray
@@ -80,6 +107,7 @@ class Scan:
     crystal: str
     material: str
     prototype: str
+    kept: float = 1.0
 
 
 def crystals(source: str) -> list[Crystal]:
@@ -131,6 +159,7 @@ def simulate(task: tuple[View, Generation]) -> tuple[dict[str, np.ndarray], dict
         "edges_angstrom": list(slices.cell),
         "thickness_angstrom": slices.thickness * len(slices.order),
         "intensity_within_band_limit": scan.kept,
+        "intensity_on_detector": scan.detected,
         "units": {"patterns": "share of incident intensity", "potential": "V A"},
     }
     return arrays, attributes
@@ -147,27 +176,41 @@ def generate(path: str | Path, generation: Generation, engine: MapEngine | None 
         StoreError: the store was made with other parameters, is damaged, or cannot be written.
         CrystalError: a crystal cannot be used.
     """
-    wanted = [v for crystal in crystals(generation.crystals) for v in views(crystal, generation.largest_edge)]
+    wanted = _wanted(generation)
     if not wanted:
         raise CrystalError(
             f"no crystal of {generation.crystals} has an orthogonal or hexagonal cell with edges up to "
             f"{generation.largest_edge} A"
         )
     engine = engine or ProcessEngine()
-    keys = [_key(view) for view in wanted]
+    keys = list(wanted)
     made, least = 0, 1.0
-    with locked(path), SampleStore(path, asdict(generation), write=True) as store:
+    with locked(path), SampleStore(path, generation.attributes(), write=True) as store:
         complete = store.keys()
         done = {index for index, key in enumerate(keys) if key in complete}
-        for index, (arrays, attributes) in engine.map(simulate, ((v, generation) for v in wanted), done=done):
+        tasks = ((view, generation) for view in wanted.values())
+        for index, (arrays, attributes) in engine.map(simulate, tasks, done=done):
             store.write(keys[index], arrays, attributes)
             made += 1
-            least = min(least, attributes["intensity_within_band_limit"])
+            kept, detected = attributes["intensity_within_band_limit"], attributes["intensity_on_detector"]
+            _log.info("%s: %.4f of the intensity kept, %.4f detected", attributes["name"], kept, detected)
+            least = min(least, kept)
     return made, least
 
 
+def _wanted(generation: Generation) -> Mapping[str, View]:
+    """All views of all crystals, by the key of their sample."""
+    seen = (v for crystal in crystals(generation.crystals) for v in views(crystal, generation.largest_edge))
+    return {_key(view): view for view in seen}
+
+
 def _key(view: View) -> str:
-    return f"{view.crystal.name.replace(' ', '-')}.{view.crystal.space_group}.{view.zone}"
+    """Of a view's sample; a structure that was edited since is another sample."""
+    content = hashlib.sha256(view.numbers.astype("<i8").tobytes())
+    lengths = np.round([*view.cell, *view.positions.ravel()], 5) + 0.0  # no negative zeros
+    content.update(lengths.astype("<f8").tobytes())
+    name = re.sub(r"[^A-Za-z0-9]+", "-", view.crystal.name)
+    return f"{name}.{view.crystal.space_group}.{view.zone}.{content.hexdigest()[:8]}"
 
 
 def default_path(generation: Generation) -> Path:
@@ -176,14 +219,15 @@ def default_path(generation: Generation) -> Path:
 
 
 def load(path: str | Path, generation: Generation) -> list[Scan]:
-    """All scans of a store, in order of their keys.
+    """All scans that a store holds of a generation's crystals, in order of their keys.
 
     Raises:
         StoreError: see :class:`SampleStore`.
     """
     scans = []
-    with SampleStore(path, asdict(generation)) as store:
-        for key in sorted(store.keys()):
+    wanted = _wanted(generation)
+    with SampleStore(path, generation.attributes()) as store:
+        for key in sorted(store.keys() & wanted.keys()):
             arrays, about = store.read(key)
             edges = about["edges_angstrom"]
             scans.append(
@@ -195,6 +239,7 @@ def load(path: str | Path, generation: Generation) -> list[Scan]:
                     about["crystal"],
                     about["material"],
                     about["prototype"],
+                    about["intensity_within_band_limit"],
                 )
             )
     return scans

@@ -161,9 +161,10 @@ class Reconstructor(nn.Module):
     def __init__(self, network: nn.Module, pixels: int = 16) -> None:
         super().__init__()
         self.network = network
-        self.amplitude = nn.Sequential(nn.Linear(pixels**2, 32), nn.ReLU(), nn.Linear(32, 1))
-        nn.init.zeros_(self.amplitude[2].weight)
-        nn.init.zeros_(self.amplitude[2].bias)
+        last = nn.Linear(32, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.amplitude = nn.Sequential(nn.Linear(pixels**2, 32), nn.ReLU(), last)
         self.register_buffer("pixel_scale", torch.ones(pixels, pixels))
         self.register_buffer("pixel_log", torch.zeros(pixels**2))
         self.register_buffer("contrast", torch.tensor(1.0))
@@ -184,7 +185,7 @@ class Reconstructor(nn.Module):
         contrast = centred.flatten(1).std(1)[:, None, None].clamp(min=1e-12)
         shape = self.network(centred * (self.pixel_scale / contrast[..., None, None]))
         correction = self.amplitude(_log_variation(centred) - self.pixel_log)[..., None]
-        potential = shape * (contrast / self.contrast) * torch.exp(correction)
+        potential: Tensor = shape * (contrast / self.contrast) * torch.exp(correction)
         return potential - potential.mean((1, 2), keepdim=True)
 
 
@@ -243,6 +244,7 @@ def published_flops(model: nn.Module, call: Callable[[], object]) -> int:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
         (x,) = inputs
+        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
         total += 2 * module.weight.numel() * x.shape[0] * x.shape[-2] * x.shape[-1]
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]

@@ -38,6 +38,7 @@ class Report:
         ridge_name: which of the ridge regressions was best on validation data.
         ridges: relative L2 of each on validation data.
         thresholds: of the columns of network and ridge, chosen on validation data.
+        kept: mean and least share of the intensity that simulated patterns kept within the band limit.
     """
 
     network: Score
@@ -48,6 +49,7 @@ class Report:
     ridge_name: str
     ridges: Mapping[str, float]
     thresholds: tuple[float, float]
+    kept: tuple[float, float]
 
     def lines(self) -> list[str]:
         """A table to print."""
@@ -64,7 +66,11 @@ class Report:
             for name, s in rows
             if s is not None
         ]
-        return [*table, f"{'mean image':36s} {self.network.windows:7d}  {self.mean_image:7.3f}  0.000"]
+        return [
+            *table,
+            f"{'mean image':36s} {self.network.windows:7d}  {self.mean_image:7.3f}  0.000",
+            f"{'intensity within the band limit':36s} mean {self.kept[0]:.4f}, least {self.kept[1]:.4f}",
+        ]
 
     def gate(self) -> list[tuple[bool, str]]:
         """What a good run reaches, and whether this one did."""
@@ -208,7 +214,8 @@ class MicroscopyProblem:
         train_batches, validation_batches, test_batches = (
             list(_batches(s, windows)) for s in (self.source, validation, test)
         )
-        baseline, ridges = ridge.fit(lambda: iter(train_batches), lambda: iter(validation_batches))
+        disc = self.generation.convergence_angle / self.generation.detector_angle
+        baseline, ridges = ridge.fit(lambda: iter(train_batches), lambda: iter(validation_batches), disc)
         pixel = self.window.pixel
         scale = self.source.scale
         ridge_seen = [p * scale for scan, _ in validation_batches for p in baseline(scan).numpy()]
@@ -227,6 +234,7 @@ class MicroscopyProblem:
                 return None
             return score([prediction[i] for i in chosen], [truth[i] for i in chosen], pixel, thresholds[0])
 
+        kept = [s.kept for scans_of_part in self.parts.values() for s in scans_of_part]
         self._choose_examples(test, torch.cat(scans), truth, by_ridge, prediction, known)
         return Report(
             score(prediction, truth, pixel, thresholds[0]),
@@ -237,6 +245,7 @@ class MicroscopyProblem:
             baseline.name,
             ridges,
             thresholds,
+            (float(np.mean(kept)), min(kept)),
         )
 
     def _choose_examples(

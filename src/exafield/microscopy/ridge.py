@@ -42,7 +42,8 @@ def neighbourhood(features: Float[Tensor, "batch f x y"], size: int) -> Float[Te
         return features
     half = size // 2
     padded = functional.pad(features, (half,) * 4, mode="reflect")
-    return functional.unfold(padded, size).unflatten(2, features.shape[2:])
+    around: Tensor = functional.unfold(padded, size).unflatten(2, features.shape[2:])
+    return around
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Ridge:
     def __call__(self, scan: Float[Tensor, "batch x y kx ky"]) -> Float[Tensor, "batch fx fy"]:
         """The potential, less its mean over the window."""
         pixels = torch.einsum("bfxy,fo->boxy", _centred(self.features(scan)), self.weights)
-        potential = functional.pixel_shuffle(pixels, round(pixels.shape[1] ** 0.5)).squeeze(1)
+        potential: Tensor = functional.pixel_shuffle(pixels, round(pixels.shape[1] ** 0.5)).squeeze(1)
         return potential - potential.mean((1, 2), keepdim=True)
 
 
@@ -70,13 +71,14 @@ def _centred(features: Tensor) -> Tensor:
     return features - features.mean((2, 3), keepdim=True)
 
 
-def fit(train: Batches, validation: Batches) -> tuple[Ridge, dict[str, float]]:
+def fit(train: Batches, validation: Batches, disc: float = 0.625) -> tuple[Ridge, dict[str, float]]:
     """Fits all four and returns the best, with the mean relative L2 of each on validation data.
 
     Every window weighs the inverse of its variance, as in the network's loss.
 
     Args:
         train, validation: give batches of (scan, potential), the same at each call.
+        disc: see :func:`virtual_detectors`.
     """
     components = _principal(train)
 
@@ -84,8 +86,8 @@ def fit(train: Batches, validation: Batches) -> tuple[Ridge, dict[str, float]]:
         return torch.einsum("bxyd,dc->bcxy", scan.flatten(3), components)
 
     kinds: dict[str, Callable[[Tensor], Tensor]] = {
-        "virtual detectors": virtual_detectors,
-        "virtual detectors 9x9": lambda scan: neighbourhood(virtual_detectors(scan), 9),
+        "virtual detectors": lambda scan: virtual_detectors(scan, disc),
+        "virtual detectors 9x9": lambda scan: neighbourhood(virtual_detectors(scan, disc), 9),
         "all pixels": lambda scan: scan.flatten(3).permute(0, 3, 1, 2),
         "32 components 5x5": lambda scan: neighbourhood(reduced(scan), 5),
     }
@@ -109,7 +111,7 @@ def _principal(train: Batches, count: int = 32) -> Tensor:
         rows = (scan - scan.mean((1, 2), keepdim=True)).flatten(3).flatten(0, 2).double()
         square = square + rows.T @ rows
     assert isinstance(square, Tensor)
-    vectors = torch.linalg.eigh(square).eigenvectors
+    vectors: Tensor = torch.linalg.eigh(square).eigenvectors
     return vectors[:, -count:].flip(1).float()
 
 
