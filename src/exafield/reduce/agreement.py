@@ -60,12 +60,16 @@ def scopes(model: Model, names: Iterable[str]) -> dict[str, str | None]:
     return {name: scope(name) for name in names}
 
 
+def _sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
 def unsupported(model: Model, parameters: Mapping[str, Parameter]) -> str | None:
     """Says what cannot be reduced, if anything."""
     if not parameters:
         return "there are no parameters to reduce: attach a model that has some"
     for name, parameter in parameters.items():
-        if isinstance(parameter, DTensor):
+        if _sharded(parameter):
             return (
                 f"parameter {name!r} is a DTensor (FSDP2, tensor parallelism): its gradients are reduced by the "
                 "code that shards it; attach the unsharded model"
