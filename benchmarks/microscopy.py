@@ -25,7 +25,7 @@ def run(seed: int, ranks: int, seconds: float, fresh: bool) -> dict[str, Any]:
         out = Path(folder) / "run"
         env = os.environ | ({"EXAFIELD_CACHE": f"{folder}/cache"} if fresh else {})
         command = [sys.executable, "-m", "exafield", "train", "microscopy", "--ranks", str(ranks)]
-        command += ["--training.seed", str(seed), "--training.seconds", str(seconds), "--record.folder", str(out)]
+        command += ["--seed", str(seed), "--seconds", str(seconds), "--folder", str(out)]
         began = time.monotonic()
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         took = time.monotonic() - began

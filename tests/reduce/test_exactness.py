@@ -210,8 +210,8 @@ def matrix(world: World, *controls: str) -> None:
         model = Heads()
         model.right.weight.requires_grad_(False)
         reduction = Reducer(control=CONTROLS[control], grouping=grouping).attach(model, world)
-        order_of_cases = [thawed, *lasting[first:], *lasting[:first], reshaped]
-        for case, step in ((case, step) for case in order_of_cases for step in range(3 if case is thawed else 2)):
+        turns = [(case, step) for case in [*lasting[first:], *lasting[:first], reshaped] for step in range(2)]
+        for case, step in [*((thawed, step) for step in range(3)), *turns]:
             if case is not thawed:
                 model.requires_grad_(True)
             model.zero_grad(set_to_none=step % 2 == 0 or case is reshaped)

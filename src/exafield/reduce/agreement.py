@@ -74,7 +74,8 @@ def unsupported(model: Model, parameters: Mapping[str, Parameter]) -> str | None
                 f"parameter {name!r} is a DTensor (FSDP2, tensor parallelism): its gradients are reduced by the "
                 "code that shards it; attach the unsharded model"
             )
-        if is_lazy(parameter):
+        shapeless: bool = is_lazy(parameter)  # typed as if it never were
+        if shapeless:
             return f"parameter {name!r} has no shape yet (lazy module): run one forward pass before attaching"
         if not (parameter.is_floating_point() or parameter.is_complex()):
             return f"parameter {name!r} has dtype {parameter.dtype}, which has no gradients"
