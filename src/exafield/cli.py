@@ -306,7 +306,10 @@ def _doctor(argv: list[str], place: Place) -> int:
     from exafield.doctor import examine, reduce_together
 
     if place.size > 1:
-        return 0 if reduce_together() else FAILED
+        from exafield.world import World
+
+        with World.from_env() as world:
+            return 0 if reduce_together(world) else FAILED
     for line in examine(place):
         print(line, flush=True)
     spawn(["doctor"], 2)

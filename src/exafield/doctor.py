@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from exafield import __version__
 from exafield.environment import Place
 from exafield.launch import cores
+from exafield.world import World
 
 # How far a mean over ranks may be from the one computed in double precision: single precision, few ranks.
 _TOLERANCE = 1e-6
@@ -66,10 +67,10 @@ def _installed(name: str) -> bool:
     return True
 
 
-def reduce_together() -> bool:
-    """Reduces gradients of a small model over the ranks there are, and compares them with the mean they must be.
+def reduce_together(world: World) -> bool:
+    """Reduces gradients of a small model over the ranks of a world, and compares them with the mean they must be.
 
-    Each rank has data of its own, and computes in double precision what all of them together should get.
+    Each rank has data of its own, and computes in double precision what all of them together should get. Collective.
 
     Returns:
         whether all ranks got it; rank 0 says so.
@@ -77,32 +78,30 @@ def reduce_together() -> bool:
     import torch
 
     from exafield.reduce import Bitvector, Reducer
-    from exafield.world import World
 
-    with World.from_env() as world:
-        torch.manual_seed(world.rank)  # different weights, which attaching must make equal
-        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).to(world.device)
-        data = [torch.randn(4, 8, generator=torch.Generator().manual_seed(100 + rank)) for rank in range(world.size)]
-        reduction = Reducer(control=Bitvector()).attach(model, world)
-        model(data[world.rank].to(world.device)).square().mean().backward()
-        reduction.finish()
-        reference = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).double()
-        reference.load_state_dict(model.state_dict())
-        torch.stack([reference(x.double()).square().mean() for x in data]).mean().backward()
-        error = max(
-            float((got.grad.cpu().double() - wanted.grad).norm() / wanted.grad.norm())
-            for got, wanted in zip(model.parameters(), reference.parameters(), strict=True)
-            if got.grad is not None and wanted.grad is not None
+    torch.manual_seed(world.rank)  # different weights, which attaching must make equal
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).to(world.device)
+    data = [torch.randn(4, 8, generator=torch.Generator().manual_seed(100 + rank)) for rank in range(world.size)]
+    reduction = Reducer(control=Bitvector()).attach(model, world)
+    model(data[world.rank].to(world.device)).square().mean().backward()
+    reduction.finish()
+    reference = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).double()
+    reference.load_state_dict(model.state_dict())
+    torch.stack([reference(x.double()).square().mean() for x in data]).mean().backward()
+    errors = [
+        float((got.grad.cpu().double() - wanted.grad).norm() / wanted.grad.norm())
+        for got, wanted in zip(model.parameters(), reference.parameters(), strict=True)
+        if got.grad is not None and wanted.grad is not None
+    ]
+    worst = torch.tensor([max(errors)])
+    world.all_reduce(worst, "max")
+    reduction.close()
+    good = len(errors) == 4 and float(worst) <= _TOLERANCE
+    if world.rank == 0:
+        nodes = f"{world.size} processes on {len(world.nodes)} node{'s' if len(world.nodes) > 1 else ''}"
+        print(
+            f"reduction   {'right' if good else 'WRONG'}: {nodes}, {world.device.type}, relative error "
+            f"{float(worst):.1e} (at most {_TOLERANCE:.0e})",
+            flush=True,
         )
-        worst = torch.tensor([error])
-        world.all_reduce(worst, "max")
-        good = float(worst) <= _TOLERANCE
-        if world.rank == 0:
-            nodes = f"{world.size} processes on {len(world.nodes)} node{'s' if len(world.nodes) > 1 else ''}"
-            print(
-                f"reduction   {'right' if good else 'WRONG'}: {nodes}, {world.device.type}, relative error "
-                f"{float(worst):.1e} (at most {_TOLERANCE:.0e})",
-                flush=True,
-            )
-        reduction.close()
     return good
