@@ -1,6 +1,8 @@
 """Where things are kept: run folders, files written whole or not at all, and stores of samples."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import time
@@ -131,6 +133,7 @@ class SampleStore:
                 self._root: Any = require("h5py", extra="microscopy").File(self.path, mode)
             else:
                 self._root = require("zarr", extra="microscopy").open_group(str(self.path), mode=mode)
+                _end_zarr_in_peace()
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"{self.path}: cannot be opened ({error}): it is missing, damaged or no store; remove it and "
@@ -209,6 +212,23 @@ class SampleStore:
                 place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
                 raise StoreError(f"{self.path}: sample {key!r}, array {name!r} holds NaN or infinity at index {place}")
         return arrays, attributes
+
+
+@functools.cache
+def _end_zarr_in_peace() -> None:
+    """Gives zarr's thread the time it needs to end with the process.
+
+    Zarr waits for it for 0.2 s, and on a busy machine then prints a traceback. What it does at exit comes after this.
+    """
+    sync = require("zarr.core.sync", extra="microscopy")
+
+    def end() -> None:
+        loop, thread = getattr(sync, "loop", [None])[0], getattr(sync, "iothread", [None])[0]
+        if loop is not None and thread is not None and thread.is_alive():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(timeout=10)
+
+    atexit.register(end)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from exafield.microscopy.model import (
 from exafield.microscopy.ridge import fit, neighbourhood, virtual_detectors
 from exafield.microscopy.views import view
 from exafield.microscopy.window import WindowSource, interpolation, turned
+from exafield.source import Located
 from exafield.store import StoreError
 from exafield.trainer import Trainer
 from exafield.world import World
@@ -277,6 +278,8 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     assert torch.equal(together["scan"], torch.stack([a for a, _ in alone]))
     assert torch.equal(together["potential"], torch.stack([b for _, b in alone]))
     assert not torch.equal(one.sample(0, 2)[0], one.sample(0, 3)[0])
+    assert isinstance(one, Located)
+    assert one.locate(4) == "crystal 1"
     assert not torch.equal(one.sample(0, 2)[0], WindowSource(scans, window, per_scan=2, seed=6).sample(0, 2)[0])
     assert abs(float(together["potential"].mean((1, 2)).abs().max())) < 1e-5
 

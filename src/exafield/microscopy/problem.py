@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exafield.microscopy import ridge
-from exafield.microscopy.analysis import Score, best_threshold, relative_l2, score
+from exafield.microscopy.analysis import TRUE_THRESHOLD, Score, best_threshold, relative_l2, score
 from exafield.microscopy.generate import Generation, Scan, default_path, generate, load, seen_prototypes, split
 from exafield.microscopy.loss import MSE, Huber
 from exafield.microscopy.model import Reconstructor, scan_as_space
@@ -168,10 +168,10 @@ class MicroscopyProblem:
         ]
 
     def evaluate(self, world: World) -> dict[str, float]:
-        """Relative L2 and standardised R2 on one window of each validation view."""
+        """Relative L2, standardised R2 and atom columns found, on one window of each validation view."""
         predictions, truths = self._predict(world, self._held_back("validation"), epochs=1)
-        s = score(predictions, truths, self.window.pixel, threshold=0.1)
-        return {"relative_l2": s.relative_l2, "r2": s.r2}
+        s = score(predictions, truths, self.window.pixel, TRUE_THRESHOLD)
+        return {"relative_l2": s.relative_l2, "r2": s.r2, "recall": s.recall, "precision": s.precision}
 
     @torch.no_grad()
     def _predict(self, world: World, source: WindowSource, epochs: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

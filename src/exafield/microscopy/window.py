@@ -50,15 +50,17 @@ class Window:
 def interpolation(count: int, edge: float, positions: Float[np.ndarray, "n"]) -> Float[Tensor, "n count"]:
     """Weights that read a periodic, band-limited signal off at any position [A], exactly.
 
-    The signal is known at `count` equidistant points of its period `edge` [A]. Trigonometric interpolation:
-    each weight is a Dirichlet kernel.
+    The signal is known at `count` equidistant points of its period `edge` [A]. Trigonometric interpolation: each weight
+    is a Dirichlet kernel, sin(pi t) / (count sin(pi t / count)) at a distance of t points, for an even count with the
+    tangent in place of the sine (the highest frequency is shared by both signs).
     """
-    offset = 2 * np.pi * (positions[:, None] / edge - np.arange(count) / count)
-    orders = np.arange(1, (count + 1) // 2)
-    kernel = 1 + 2 * np.cos(offset[..., None] * orders).sum(-1)
-    if count % 2 == 0:
-        kernel += np.cos(offset * (count // 2))
-    return torch.from_numpy((kernel / count).astype(np.float32))
+    distance = positions[:, None] * (count / edge) - np.arange(count)
+    distance -= count * np.round(distance / count)  # to the nearest of its periodic images
+    half = distance * (np.pi / count)
+    bottom = np.sin(half) if count % 2 else np.tan(half)
+    near = np.abs(distance) < 1e-6
+    kernel = np.where(near, 1.0, np.sin(np.pi * distance) / np.where(near, 1.0, count * bottom))
+    return torch.from_numpy(kernel.astype(np.float32))
 
 
 def blurred(scan: Scan, width: float) -> Float[np.ndarray, "x y"]:
@@ -111,6 +113,10 @@ class WindowSource:
 
     def __len__(self) -> int:
         return len(self.scans) * self.per_scan
+
+    def locate(self, index: int) -> str:
+        """Which view a sample is taken of."""
+        return self.scans[index % len(self.scans)].name
 
     def batch(self, indices: Sequence[int], epoch: int) -> dict[str, Tensor]:
         """Samples: "scan" (batch, x, y, kx, ky), square roots of counts over the dose; "potential" (batch, fx, fy),
