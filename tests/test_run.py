@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given
@@ -254,6 +254,24 @@ def test_problem_settings_arrive(tmp_path: Path) -> None:
     assert problem.generation.energy == 80e3
     assert problem.window.dose is None
     assert problem.path == tmp_path / "p.h5"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ranks", "gpus", "expected"),
+    [("auto", 2, 0, "cpu"), ("auto", None, 1, None), ("auto", 2, 2, None), ("auto", 2, 1, "cpu"), ("cpu", 1, 4, "cpu")],
+)
+def test_every_rank_gets_a_gpu_or_all_compute_on_the_cpu(
+    wanted: Literal["auto", "cpu"], ranks: int | None, gpus: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert assembly.device(Training(steps=1, device=wanted), ranks) == expected
+
+
+@pytest.mark.parametrize(("ranks", "gpus"), [(1, 0), (4, 2)])
+def test_too_few_gpus_are_no_surprise_later(ranks: int, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(RunError, match=f"torch sees {gpus} GPUs"):
+        assembly.device(Training(steps=1, device="cuda"), ranks)
 
 
 def test_crystals_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

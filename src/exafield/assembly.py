@@ -115,20 +115,28 @@ def generation(settings: Simulation) -> Generation:
     )
 
 
-def device(training: Training) -> str | None:
-    """The device a run asks for; None leaves the choice to the world.
+def device(training: Training, local_size: int | None) -> str | None:
+    """The device a run asks for; None leaves it to the world, which gives each rank the GPU of its number.
 
+    Args:
+        training: with device "auto", "cpu" or "cuda".
+        local_size: ranks on this node, if it is known.
     Raises:
-        RunError: there is no GPU.
+        RunError: GPUs are asked for, and there are not enough.
     """
-    if training.device == "cuda":
-        import torch
+    if training.device == "cpu":
+        return "cpu"
+    import torch
 
-        if not torch.cuda.is_available():
-            raise RunError(
-                "training: device is cuda, but torch sees no GPU here: install a torch built for it, or use device cpu"
-            )
-    return "cpu" if training.device == "cpu" else None  # the world takes the GPU with this rank's number
+    gpus, ranks = torch.cuda.device_count(), local_size or 1
+    if ranks <= gpus:
+        return None
+    if training.device == "cuda":
+        raise RunError(
+            f"training: device is cuda, but this node has {ranks} rank{'s' if ranks > 1 else ''} and torch sees {gpus} "
+            "GPUs: each rank needs one of its own; start fewer, or use device cpu"
+        )
+    return "cpu"
 
 
 def problem(run: Run) -> MicroscopyProblem:

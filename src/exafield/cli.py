@@ -306,9 +306,10 @@ def _doctor(argv: list[str], place: Place) -> int:
     from exafield.doctor import examine, reduce_together
 
     if place.size > 1:
+        from exafield.assembly import device
         from exafield.world import World
 
-        with World.from_env() as world:
+        with World.from_env(device(Training(steps=1), place.local_size)) as world:
             return 0 if reduce_together(world) else FAILED
     for line in examine(place):
         print(line, flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from exafield import __version__, assembly, runfile
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
+from exafield.environment import detect
 from exafield.problem import Problem
 from exafield.run import Run, RunError, Simulation
 from exafield.store import RunFolder, StoreError, atomic_write
@@ -153,11 +155,11 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
         RunError: a setting makes no sense; on all ranks.
         others: see :meth:`exafield.trainer.Trainer.fit`.
     """
-    with World.from_env(assembly.device(run.training)) as world:
+    with World.from_env(assembly.device(run.training, detect(os.environ).local_size)) as world:
         first = world.rank == 0
         folder = _folder(run, resume, world)
         if first:
-            say(f"{run.problem.name} on {_counted(world.size, 'rank')}, run folder {folder.path}")
+            say(f"{run.problem.name} on {_counted(world.size, 'rank')} ({world.device.type}), run folder {folder.path}")
         with _settings_blamed():
             question = assembly.problem(run)
         generate(run.problem.data, ProcessEngine(), say)

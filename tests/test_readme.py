@@ -1,0 +1,72 @@
+"""What the README and the documentation show is what happens."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from exafield import cli, runfile
+from exafield.launch import spawn
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_own_loop_trains_alike_on_two_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = blocks(ROOT / "README.md", "python")
+    says = "print('weights', repr(sum(float(p.double().sum()) for p in model.parameters())), 'loss', float(loss))\n"
+    (tmp_path / "own_loop.py").write_text(example + says)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    spawn([], 2, module="own_loop")
+    said = dict(re.findall(r"^(\[rank 1\] )?weights (\S+)", capfd.readouterr().out, re.MULTILINE))
+    assert len(said) == 2
+    assert said[""] == said["[rank 1] "]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_that_are_shown_are_understood(page: Path) -> None:
+    for block in blocks(page, "sh"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if "exafield" not in words:
+                continue
+            command, *rest = words[words.index("exafield") + 1 :]
+            if command == "train":
+                rest = [word for pair in _without_resume(rest) for word in pair]
+                arguments = cli._parsed(cli.Train, "train", rest, cli.Train(problem="", run=cli._base(rest)))
+                assert arguments.problem == "microscopy"
+            else:
+                assert command in ("generate", "doctor", "cite", "data")
+
+
+def _without_resume(words: list[str]) -> list[tuple[str, ...]]:
+    """The run folders that are shown do not exist here."""
+    if "--resume" in words:
+        at = words.index("--resume")
+        words = words[:at] + words[at + 2 :]
+    return [(word,) for word in words]
+
+
+def test_the_run_file_that_is_shown_is_one() -> None:
+    (text,) = blocks(ROOT / "docs" / "running.md", "yaml")
+    assert runfile.read(text).problem.dose == 300.0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_map_of_the_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for name in re.findall(r"`((?:\w+/)?\w+\.py)`", text):
+        assert (ROOT / "src" / "exafield" / name).exists() or (ROOT / name).exists(), name
