@@ -25,16 +25,19 @@ _OPS = {
     "bor": dist.ReduceOp.BOR,
 }
 
-# Sends kept alive before the oldest is waited for; by then its receiver has long taken it (our choice).
-_SENDS_IN_FLIGHT = 64
-
 
 @runtime_checkable
 class Pending(Protocol):
     """A collective under way."""
 
-    def wait(self) -> None:
-        """Returns when the result is there (on CUDA: when the current stream will wait for it)."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Returns True when the result is there (on CUDA: when the current stream will wait for it).
+
+        False if that has not come about within `timeout` [s]; it may then be waited for again.
+
+        Raises:
+            RuntimeError: it went wrong.
+        """
         ...
 
     def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
@@ -65,6 +68,10 @@ class Channel(Protocol):
         """Hands `tensor` over for `to`; does not wait for the receiver."""
         ...
 
+    def settle(self, keep: int = 64) -> None:
+        """Waits until all but the last `keep` messages sent have been taken; until then each holds its tensor."""
+        ...
+
     def receive(self, tensor: Tensor) -> int:
         """Fills `tensor` with the next message from anyone and returns the sender. Blocks."""
         ...
@@ -77,8 +84,8 @@ class Channel(Protocol):
 class _Done:
     """A finished collective."""
 
-    def wait(self) -> None:
-        return
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
 
     def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
         callback(None)
@@ -104,6 +111,9 @@ class LoopbackChannel:
     def send(self, to: int, tensor: Tensor) -> None:
         raise ValueError(f"no rank {to} to send to: this process is alone")
 
+    def settle(self, keep: int = 64) -> None:
+        return
+
     def receive(self, tensor: Tensor) -> int:
         raise ValueError("nobody to receive from: this process is alone")
 
@@ -114,11 +124,22 @@ class LoopbackChannel:
 class _Work:
     """A collective of torch under way."""
 
-    def __init__(self, work: Any, keep: object) -> None:
-        self._work, self._keep = work, keep
+    def __init__(self, work: Any, keep: Tensor) -> None:
+        self._work, self._keep, self._cuda = work, keep, keep.is_cuda
 
-    def wait(self) -> None:
-        self._work.wait()
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is None or self._cuda:
+            self._work.wait()
+            return True
+        try:
+            self._work.wait(timedelta(seconds=timeout))
+        except RuntimeError:
+            # Either it went wrong, or the time is over: torch tells by the same kind of error.
+            if self._work.is_completed():
+                self._work.wait()
+                return True
+            return False
+        return True
 
     def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
         def finished(future: Any) -> None:
@@ -171,7 +192,9 @@ class ProcessGroupChannel:
 
     def send(self, to: int, tensor: Tensor) -> None:
         self._sends.append((self._group.send([tensor], to, 0), tensor))
-        if len(self._sends) > _SENDS_IN_FLIGHT:
+
+    def settle(self, keep: int = 64) -> None:
+        while len(self._sends) > keep:
             self._sends.popleft()[0].wait()
 
     def receive(self, tensor: Tensor) -> int:
@@ -180,8 +203,7 @@ class ProcessGroupChannel:
         return int(work._source_rank())
 
     def close(self) -> None:
-        while self._sends:
-            self._sends.popleft()[0].wait()
+        self.settle(0)
         # The destructor joins the group's threads. Left to the end of the interpreter, one of them could still
         # want the interpreter for a callback, which ends the process by an abort.
         self._group = None

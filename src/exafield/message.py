@@ -1,7 +1,7 @@
 """What policies say and what machines price.
 
 A control plane is a pure state machine (:class:`ControlPlane`): events in, actions out, no clock, thread or
-socket inside. The driver in :mod:`exafield.reduce` feeds it with real events; a simulated machine or a test
+socket inside. A session of :mod:`exafield.reduce` feeds it with real events; a simulated machine or a test
 feeds the same object with events of its own.
 
 Sets of gradient groups travel as bit masks: bit ``g`` of an ``int`` stands for group ``g``.

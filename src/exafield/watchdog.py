@@ -5,10 +5,12 @@ an abort message there, and everyone reads it. This works beside the process gro
 for a peer inside a collective still learns that the peer is gone.
 """
 
+import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +42,8 @@ class Watchdog:
         self.reason: str | None = None
         self.interval = _INTERVAL * max(1.0, size / _RANKS_PER_INTERVAL)
         self._stop = threading.Event()
+        self._answers: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        self._asked = 0
         self._thread = threading.Thread(target=self._watch, name="exafield-watchdog", daemon=True)
         self._thread.start()
 
@@ -58,6 +62,40 @@ class Watchdog:
         if self.reason is not None:
             raise WorldAborted(self.reason)
 
+    def answer(self, key: str, describe: Callable[[], Mapping[str, Any]] | None) -> None:
+        """Other ranks that inquire about `key` are told what `describe` gives (JSON); None ends that."""
+        if describe is None:
+            self._answers.pop(key, None)
+        else:
+            self._answers[key] = describe
+
+    def inquire(self, key: str, ranks: Sequence[int]) -> dict[int, Mapping[str, Any] | None]:
+        """What ranks say about `key`; None for one that does not answer within a few beats."""
+        try:
+            number = int(self.store.add("asked", 1))
+            found: dict[int, Mapping[str, Any] | None] = dict.fromkeys(ranks)
+            deadline = time.monotonic() + 3 * self.interval
+            while time.monotonic() < deadline and any(said is None for said in found.values()):
+                time.sleep(0.1)
+                for rank in [rank for rank, said in found.items() if said is None]:
+                    if self.store.check([f"answer/{rank}"]):
+                        said = json.loads(self.store.get(f"answer/{rank}"))
+                        if said["number"] >= number:
+                            found[rank] = said["about"].get(key)
+        except RuntimeError:  # the store's host is gone
+            return dict.fromkeys(ranks)
+        return found
+
+    def _tell(self) -> None:
+        """Answers whoever has asked since the last beat."""
+        if not self.store.check(["asked"]):
+            return
+        asked = int(self.store.add("asked", 0))
+        if asked > self._asked:
+            self._asked = asked
+            about = {key: describe() for key, describe in tuple(self._answers.items())}
+            self.store.set(f"answer/{self.rank}", json.dumps({"number": asked, "about": about}))
+
     def leave(self) -> None:
         """Says goodbye, so that nobody takes the silence for death. Idempotent."""
         if self._stop.is_set():
@@ -74,6 +112,7 @@ class Watchdog:
             try:
                 beat += 1
                 self.store.set(f"beat/{self.rank}", str(beat))
+                self._tell()
                 if self.store.check(["abort"]):
                     self.reason = self.reason or self.store.get("abort").decode()
                 key = f"beat/{neighbour}"

@@ -7,7 +7,7 @@ import atexit
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -67,11 +67,13 @@ class World:
         timeout: float = TIMEOUT,
         watchdog: Watchdog | None = None,
         parent_ranks: tuple[int, ...] | None = None,
+        origins: tuple[int, ...] | None = None,
         closers: "list[Callable[[], None]] | None" = None,
     ) -> None:
         self.rank, self.size, self.kind, self.device = rank, size, kind, device
         self.topology, self.timeout, self._watchdog = topology, timeout, watchdog
         self.parent_ranks = parent_ranks or tuple(range(size))
+        self._origins = origins or tuple(range(size))
         self._is_root = parent_ranks is None
         self._store, self._made, self._closed = store, 0, False
         # Shared with sub-worlds, so that what was opened is closed in one order everywhere.
@@ -187,6 +189,7 @@ class World:
             timeout=self.timeout,
             watchdog=self._watchdog,
             parent_ranks=group,
+            origins=tuple(self._origins[rank] for rank in group),
             closers=self._closers,
         )
 
@@ -260,6 +263,24 @@ class World:
         reason = f"rank {self.rank}: a collective broke: {str(error).splitlines()[0] if str(error) else error!r}"
         self.abort(reason)
         raise WorldAborted(self._watchdog.reason or reason if self._watchdog else reason) from error
+
+    # ---- what the others are doing ----
+
+    @property
+    def origin(self) -> int:
+        """This process's rank in the world that all sub-worlds come from."""
+        return self._origins[self.rank]
+
+    def answer(self, key: str, describe: Callable[[], Mapping[str, Any]] | None) -> None:
+        """What other ranks are told that inquire about `key`, by a thread of its own; None ends that."""
+        if self._watchdog is not None:
+            self._watchdog.answer(key, describe)
+
+    def inquire(self, key: str) -> dict[int, Mapping[str, Any] | None]:
+        """What each rank of this world, by its origin, says about `key`; None for one that does not answer."""
+        if self._watchdog is None:
+            return {}
+        return self._watchdog.inquire(key, self._origins)
 
     # ---- the end ----
 

@@ -181,13 +181,17 @@ SIZES = [2, 3, 4, 5, 8, 17, 64, 100, 256, 512]
 
 
 def count(control: Control, size: int, groups: int = 8) -> Network:
-    """One step in which everybody has everything at once, with the messages of each rank counted."""
+    """One step in which everybody has everything at once, with the messages of each rank counted.
+
+    Agreed on together, groups leave in the order in which the next forward pass needs them: last first.
+    """
     world = World.fake(size)
     network = Network(control, world.size, groups)
     for rank in range(size):
         network.ready(rank, (1 << groups) - 1, complete=True)
     network.settle()
-    assert all(launched == list(range(groups)) for launched in network.launched)
+    order = list(range(groups)) if isinstance(control, Static) else list(range(groups))[::-1]
+    assert all(launched == order for launched in network.launched)
     return network
 
 

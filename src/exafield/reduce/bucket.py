@@ -1,21 +1,67 @@
-"""Bucket: the buffer in which one group of gradients travels."""
+"""Bucket: the buffers in which one group of gradients travels."""
 
 from collections.abc import Sequence
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+# A gradient of this many elements or more is scaled while it is copied; smaller ones are copied by one call
+# and scaled together, while they are still in the cache. Measured on a CPU: one call costs about 3 us, and a pass
+# over 32 KB as much.
+_LARGE = 8192
+
+_grad_of, _shape_of = attrgetter("grad"), attrgetter("shape")
+
+
+class Buffer:
+    """Gradients side by side, followed by marks: one per parameter that says whether a rank has a gradient for it
+    (so that a parameter used on no rank keeps its `.grad` of None), then status words, 0 or 1 on each rank.
+
+    Marks and status are added up with the gradients and so count ranks.
+
+    Attributes:
+        flat: everything, in one tensor.
+        views: the gradients, in the shapes of their parameters.
+        whole: whether every parameter had a gradient here when it was packed.
+        misfit: whether a gradient had another shape than planned; the buffer then holds zeros.
+        busy: whether it is under way.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], like: Tensor, status: int) -> None:
+        self.gradients = sum(shape.numel() for shape in shapes)
+        self.flat = torch.zeros(self.gradients + len(shapes) + status, dtype=like.dtype, device=like.device)
+        self.views: list[Tensor] = []
+        start = 0
+        for shape in shapes:
+            self.views.append(self.flat[start : start + shape.numel()].view(shape))
+            start += shape.numel()
+        self.marks = self.flat[start : start + len(shapes)]
+        self.status = self.flat[start + len(shapes) :]
+        self.whole = self.misfit = self.busy = False
+        self._ids = frozenset(map(id, self.views))
+
+    @property
+    def wire(self) -> Tensor:
+        """The buffer as real numbers, for backends that know no complex ones."""
+        return torch.view_as_real(self.flat).view(-1) if self.flat.is_complex() else self.flat
+
+    def free(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether it may be overwritten: it is not under way, and none of these gradients lives in it."""
+        return not self.busy and self._ids.isdisjoint(map(id, grads))
+
+    def said(self) -> list[bool]:
+        """For each status word whether any rank had set it."""
+        return (self.status != 0).tolist()
+
 
 class Bucket:
-    """One group's gradients side by side in one buffer, followed by what ranks tell each other along the way.
+    """One group's parameters, and as many buffers as are needed at a time.
 
-    Layout: the gradients, one presence mark per parameter (so that a parameter used on no rank keeps its
-    `.grad` of None), then `status` words, which are 0 or 1 here and count ranks after the sum.
-
-    After reduction the gradients become views of the buffer: nothing is copied back. If the program kept the
-    views (``zero_grad(set_to_none=False)``, or accumulation on top of reduced gradients), a second buffer is used
-    in turn, so that local gradients are never overwritten while they may still be needed.
+    After reduction the gradients become views of a buffer: nothing is copied back. Another buffer is used as long as
+    one is under way, or if the program kept the views (``zero_grad(set_to_none=False)``, or accumulation on top of
+    reduced gradients).
 
     Args:
         parameters: of one dtype and device.
@@ -23,99 +69,96 @@ class Bucket:
     """
 
     def __init__(self, parameters: Sequence[Parameter], status: int) -> None:
-        self.parameters = tuple(parameters)
-        self.shapes = tuple(p.shape for p in parameters)
-        self.gradient_numel = sum(p.numel() for p in parameters)
+        first = parameters[0]
+        # Large gradients come first, so that the small ones lie side by side.
+        large = _LARGE if first.device.type == "cpu" else float("inf")
+        order = sorted(parameters, key=lambda p: p.numel() < large)
+        self.parameters = tuple(order)
+        self.shapes = [p.shape for p in order]
+        self._large = sum(p.numel() >= large for p in order)
+        self._start = sum(p.numel() for p in order[: self._large])
         self._status = status
-        self._buffers: list[tuple[Tensor, list[Tensor]]] = []
-        self._current = 0
-        self.misfit = False
+        self._buffers: list[Buffer] = []
+        elements = sum(p.numel() for p in parameters) + len(parameters) + status
+        self.nbytes = elements * first.element_size()
 
-    @property
-    def flat(self) -> Tensor:
-        """The whole buffer now in use."""
-        return self._buffers[self._current][0]
-
-    @property
-    def wire(self) -> Tensor:
-        """The buffer as real numbers, for backends that know no complex ones."""
-        return torch.view_as_real(self.flat) if self.flat.is_complex() else self.flat
-
-    @property
-    def views(self) -> list[Tensor]:
-        """The gradients inside the buffer."""
-        return self._buffers[self._current][1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the wire."""
-        first = self.parameters[0]
-        return (self.gradient_numel + len(self.parameters) + self._status) * first.element_size()
-
-    def _allocate(self) -> tuple[Tensor, list[Tensor]]:
-        first = self.parameters[0]
-        flat = torch.zeros(
-            self.gradient_numel + len(self.parameters) + self._status, dtype=first.dtype, device=first.device
-        )
-        views, start = [], 0
-        for shape in self.shapes:
-            views.append(flat[start : start + shape.numel()].view(shape))
-            start += shape.numel()
-        return flat, views
+    def _spare(self, grads: Sequence[Tensor | None]) -> Buffer:
+        for buffer in self._buffers:
+            if buffer.free(grads):
+                return buffer
+        self._buffers.append(Buffer(self.shapes, self.parameters[0], self._status))
+        return self._buffers[-1]
 
     @torch.no_grad()
-    def pack(self, status: Sequence[int]) -> None:
-        """Copies the local gradients into the buffer; zeros where there are none."""
-        grads = [p.grad for p in self.parameters]
-        for number in range(2):
-            if number == len(self._buffers):
-                self._buffers.append(self._allocate())
-            views = self._buffers[number][1]
-            if all(grad is not view for grad, view in zip(grads, views, strict=True)):
-                self._current = number
-                break
-        flat, views = self._buffers[self._current]
-        self.misfit = False
-        marks = flat[self.gradient_numel :]
-        if any(g is None for g in grads):
-            flat.zero_()
-            present = [(v, g) for v, g in zip(views, grads, strict=True) if g is not None]
-            marks[: len(grads)] = torch.tensor([g is not None for g in grads], dtype=flat.dtype)
-            views = [v for v, _ in present]
+    def pack(self, status: Sequence[int], factor: float | Tensor) -> Buffer:
+        """Copies the local gradients times `factor` into a buffer; zeros where there are none.
+
+        Raises:
+            TypeError: a gradient is sparse.
+        """
+        grads = list(map(_grad_of, self.parameters))
+        buffer = self._spare(grads)
+        buffer.whole = not any(map(is_, grads, [None] * len(grads)))
+        if buffer.whole and list(map(_shape_of, grads)) == self.shapes:
+            buffer.misfit = False
+            self._copy(buffer, buffer.views, grads, self._large, factor)
+            buffer.marks.fill_(1)
         else:
-            marks.zero_()
-            marks[: len(grads)] = 1
-        local = [g for g in grads if g is not None]
-        if any(g.is_sparse for g in local):
-            raise TypeError("sparse gradients cannot be reduced: make the layer with sparse=False")
-        if any(g.shape != v.shape for g, v in zip(local, views, strict=True)):
-            # The model was changed; finish() sees that too and all ranks plan anew together.
-            self.misfit = True
-            flat.zero_()
-        elif local:
-            torch._foreach_copy_(views, local)
+            self._pack_partly(buffer, grads, factor)
         if self._status:
-            marks[len(grads) :] = torch.tensor(list(status), dtype=flat.dtype)
+            if any(status):
+                buffer.status.copy_(torch.tensor(status, dtype=buffer.flat.dtype))
+            else:
+                buffer.status.zero_()
+        buffer.busy = True
+        return buffer
 
-    def average(self, size: int) -> None:
-        """Turns sums over ranks into means."""
-        if size > 1:
-            self.flat[: self.gradient_numel].div_(size)
+    def _copy(
+        self, buffer: Buffer, views: list[Tensor], grads: list[Tensor], large: int, factor: float | Tensor
+    ) -> None:
+        try:
+            if isinstance(factor, float) and factor == 1.0:
+                torch._foreach_copy_(views, grads)
+                return
+            for view, grad in zip(views[:large], grads[:large], strict=True):
+                torch.mul(grad, factor, out=view)
+            if len(views) > large:
+                torch._foreach_copy_(views[large:], grads[large:])
+                buffer.flat[self._start : buffer.gradients].mul_(factor)
+        except RuntimeError as error:
+            if any(grad.is_sparse for grad in grads):
+                raise TypeError("sparse gradients cannot be reduced: make the layer with sparse=False") from error
+            raise
 
-    def unpack(self) -> None:
-        """Makes the reduced gradients the parameters' `.grad`."""
-        used: list[bool] | None = None
-        for number, (parameter, view) in enumerate(zip(self.parameters, self.views, strict=True)):
-            if parameter.grad is None:
-                if used is None:
-                    end = self.gradient_numel + len(self.parameters)
-                    used = (self.flat[self.gradient_numel : end] != 0).tolist()
-                if not used[number]:
-                    continue
-            parameter.grad = view
+    def _pack_partly(self, buffer: Buffer, grads: list[Tensor | None], factor: float | Tensor) -> None:
+        buffer.flat.zero_()
+        present = [n for n, grad in enumerate(grads) if grad is not None]
+        buffer.marks[present] = 1
+        # The model was changed if a shape is another one; finish() tells all ranks, which then plan anew together.
+        local = [grad for grad in grads if grad is not None]
+        buffer.misfit = any(grads[n].shape != self.shapes[n] for n in present)  # type: ignore[union-attr]
+        if local and not buffer.misfit:
+            large = sum(n < self._large for n in present)
+            self._copy(buffer, [buffer.views[n] for n in present], local, large, factor)
 
-    def status(self) -> list[bool]:
-        """For each status word whether any rank had set it."""
-        if not self._status:
-            return []
-        return (self.flat[-self._status :] != 0).tolist()
+    def unpack(self, buffer: Buffer) -> None:
+        """Makes the reduced gradients the parameters' `.grad`: None where no rank had one."""
+        buffer.busy = False
+        if buffer.whole:
+            for parameter, view in zip(self.parameters, buffer.views, strict=True):
+                parameter.grad = view
+            return
+        for parameter, view, used in zip(self.parameters, buffer.views, (buffer.marks != 0).tolist(), strict=True):
+            parameter.grad = view if used else None
+
+    @torch.no_grad()
+    def filled(self, gradients: Sequence[Tensor | None]) -> Buffer:
+        """A buffer that holds reduced gradients, as if it had just landed."""
+        buffer = self._spare([p.grad for p in self.parameters])
+        buffer.whole, buffer.misfit, buffer.busy = False, False, True
+        buffer.flat.zero_()
+        for number, gradient in enumerate(gradients):
+            if gradient is not None:
+                buffer.views[number].copy_(gradient)
+                buffer.marks[number] = 1
+        return buffer

@@ -11,6 +11,8 @@ Tree       counts flow up a tree, decisions down          at most 2(radix+1) per
 Bitvector  AND of everybody's ready bits                  2 ceil(log2 P) per rank (Laanait et al.)
 ========== ============================================= =======================================
 
+Groups that are agreed on together leave in the order in which the next forward pass needs them.
+
 Messages are counted per negotiation, sent plus received. The groups' numbers are the ones all ranks agreed on
 when the plan was made, so a message is a bit mask and never a list of names: the cached numbering of Laanait
 et al. (arXiv:1909.11150) and Romero et al. (NSDI 2022), used here by every plane.
@@ -30,6 +32,11 @@ from exafield.message import (
     WakeAt,
     bits,
 )
+
+
+def needed_first(mask: int) -> tuple[int, ...]:
+    """The groups of a mask in the order in which the next forward pass needs them: what backward makes last."""
+    return tuple(bits(mask))[::-1]
 
 
 @runtime_checkable
@@ -214,7 +221,7 @@ class _TreePlane:
         self._launched |= groups
         if self._launched == self._all:
             self._begin_step()
-        return [*(Send(child, (groups,)) for child in self._children), Launch(tuple(bits(groups)))]
+        return [*(Send(child, (groups,)) for child in self._children), Launch(needed_first(groups))]
 
 
 class _BitvectorPlane:
@@ -276,7 +283,7 @@ class _BitvectorPlane:
             self._phase = None
             self._agreed |= self._common
             if self._common:
-                actions.append(Launch(tuple(bits(self._common))))
+                actions.append(Launch(needed_first(self._common)))
             if self._agreed == self._all:
                 self._begin_step()
         return True

@@ -173,7 +173,18 @@ class GraphAware:
     def plan(self, tensors: Sequence[TensorInfo]) -> Groups:
         if self.per == "scope":
             return _ordered(_same_kind(tensors, lambda same: _scopes(same, tensors)), tensors)
-        return _ordered(_same_kind(tensors, lambda same: _balanced(same, tensors, self.groups)), tensors)
+        return balanced(tensors, self.groups)
+
+
+def balanced(tensors: Sequence[TensorInfo], groups: int, transfer: float = 1.0) -> Groups:
+    """Cuts the order in which backward produced the gradients so that the last reduction ends as early as it can.
+
+    Args:
+        tensors: in registration order.
+        groups: number of groups per dtype and device.
+        transfer: time to reduce all gradients, as a multiple of the time backward takes.
+    """
+    return _ordered(_same_kind(tensors, lambda same: _balanced(same, tensors, groups, transfer)), tensors)
 
 
 def _scopes(same: list[int], tensors: Sequence[TensorInfo]) -> list[list[int]]:
@@ -189,7 +200,7 @@ def _scopes(same: list[int], tensors: Sequence[TensorInfo]) -> list[list[int]]:
     return list(scopes.values())
 
 
-def _balanced(same: list[int], tensors: Sequence[TensorInfo], groups: int) -> list[list[int]]:
+def _balanced(same: list[int], tensors: Sequence[TensorInfo], groups: int, transfer: float) -> list[list[int]]:
     """Cuts a sequence into n runs such that the serial transfer of all ends earliest.
 
     With e_k(i) the earliest end of the first i tensors in k groups,
@@ -199,7 +210,7 @@ def _balanced(same: list[int], tensors: Sequence[TensorInfo], groups: int) -> li
     groups = min(groups, count)
     ready = np.array([tensors[i].ready for i in same])
     sent = np.concatenate([[0.0], np.cumsum([tensors[i].nbytes for i in same])])
-    sent /= max(sent[-1], 1.0)
+    sent *= transfer / max(sent[-1], 1.0)
     end = np.full(count + 1, np.inf)
     end[0] = 0.0
     cuts = np.zeros((groups + 1, count + 1), dtype=int)

@@ -1,33 +1,46 @@
 """Reduction: the gradients of one model, from local to global."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import Parameter
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from exafield.channel import broadcast_json
-from exafield.reduce import agreement
+from exafield.message import bits
+from exafield.reduce.advice import (
+    Advised,
+    Adviser,
+    Change,
+    Memory,
+    Observed,
+    as_json,
+    control_as,
+    control_from,
+    measured_costs,
+)
+from exafield.reduce.agreement import Model
 from exafield.reduce.bucket import Bucket
 from exafield.reduce.collective import Collective
 from exafield.reduce.control import Control
-from exafield.reduce.driver import Session
-from exafield.reduce.grouping import Grouping, Groups, TensorInfo
+from exafield.reduce.grouping import Grouping, Groups
+from exafield.reduce.planning import Inventory
+from exafield.reduce.session import Flight, Session
+from exafield.reduce.stall import Patience
 from exafield.trace import Trace
 from exafield.world import World
 
-_FORMAT = 1
-# How often a waiting finish() looks whether the run has ended elsewhere [s] (our choice).
-_LOOK = 1.0
+_FORMAT = 2
 # Longest time without control messages, far beyond any job [s].
 _QUIET = 1e6
 
 _attached = 0
+_log = logging.getLogger("exafield")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,8 @@ class Reduction:
 
     Attributes:
         world: the ranks that share these gradients.
-        groups: names of the parameters in each group, in the present plan.
+        scale: what the losses are multiplied by (loss scaling); gradients are divided by it. Set before backward.
+        decisions: what was changed on the way and why, in words; the same on all ranks.
     """
 
     def __init__(
@@ -64,122 +78,124 @@ class Reduction:
         control: Control,
         grouping: Grouping,
         collective: Collective,
-        model: agreement.Model,
+        lag: int,
+        patience: Patience,
+        model: Model,
         world: World,
         name: str,
         trace: Trace,
+        cache: Path | None,
     ) -> None:
         global _attached
-        self.world, self._control, self._grouping = world, control, grouping
-        named = agreement.named(model)
-        self._names, self._parameters = list(named), list(named.values())
-        problem = agreement.unsupported(model, named)
-        device = self._parameters[0].device if self._parameters else torch.device("cpu")
-        # A receiver may wait for its next message as long as the program likes.
-        control_channel, data_channel = world.channel(timeout=_QUIET), world.channel(device)
-        self._trained = world.guarded(lambda: agreement.agree(world.control, named, problem))
-        if not any(self._trained):
-            raise agreement.AgreementError("no parameter requires a gradient on any rank: thaw some before attaching")
-        buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
-        world.guarded(lambda: agreement.copy_from_rank_0(data_channel, [*self._parameters, *buffers]))
-        scopes = agreement.scopes(model, self._names)
-        self._scopes = [scopes[name] for name in self._names]
-        # Until the first backward has shown it, the order is taken to be the reverse of registration.
-        count = len(self._names)
-        self._readiness = [1 - (i + 1) / count for i in range(count)]
+        self.world, self.name, self.scale = world, name, 1.0
+        self.decisions: list[str] = []
+        self._control, self._grouping, self._lag, self._trace = control, grouping, lag, trace
+        self._inventory = Inventory(model, world)
+        count = len(self._inventory.names)
         self._size, self._rank = (1, 0) if world.kind != "real" else (world.size, world.rank)
-        listens = bool(control.peers(self._rank, self._size))
-        self._session = Session(
-            _attached,
-            name,
-            control_channel,
-            data_channel,
-            collective,
-            trace,
-            listens=listens,
-            capacity=count,
-        )
+        # A receiver may wait for its next message as long as the program likes.
+        channel = world.channel(timeout=_QUIET)
+        links = collective.connect(world, self._inventory.parameters[0].device)
+        self._session = Session(_attached, name, self._rank, self._size, channel, links, trace, count)
+        self._patience = patience.begin(world, f"{_attached} {name}", self._describe)
         _attached += 1
-        self._steps, self._holding, self._closed = 0, 0, False
-        self._rounds = 0
+        self._steps, self._rounds, self._holding, self._closed = 0, 0, 0, False
+        self._waits = False
+        self._kept: Flight | None = None  # with lag: the gradients to be applied next
         self._learning = grouping.learns
         self._handles: dict[int, RemovableHandle] = {}
+        # Read by the hooks at every gradient, so changed in place only.
+        self._seen = bytearray(count)
+        self._group_of = [-1] * count
+        self._pending: list[int] = []
+        self._left: list[bool] = []
+        self._times: dict[int, float] = {}
+        memory = Memory(cache, name, self._inventory, world, f"{control} {collective} lag={lag}")
+        # Alone there is nothing to reduce; with lag nothing leaves early, so that no order matters.
+        choices = (
+            {} if self._size == 1 else {"grouping": grouping} if lag else {"grouping": grouping, "control": control}
+        )
+        self._advisers: dict[str, Adviser] = {
+            what: choice.adviser(self._inventory, control, memory)
+            for what, choice in choices.items()
+            if isinstance(choice, Advised)
+        }
+        self._moved = False  # whether an adviser has changed the control plane
+        self._ended = time.perf_counter()
         self._replan()
         world.on_close(self.close)
 
     # ---- the plan ----
 
     def _replan(self, groups: Groups | None = None) -> None:
-        """Cuts groups anew on every rank alike, and begins a step with them."""
-        trained = [i for i, flag in enumerate(self._trained) if flag]
-        if groups is None:
-            infos = [
-                TensorInfo(
-                    self._names[i],
-                    self._scopes[i],
-                    p.numel() * p.element_size(),
-                    f"{p.dtype} {p.device.type}",
-                    self._readiness[i],
-                )
-                for i in trained
-                for p in [self._parameters[i]]
-            ]
-            cut = self._grouping.plan(infos)
-            groups = tuple(tuple(trained[i] for i in group) for group in cut)
-            # One rank's floating point decides for all.
-            groups = tuple(tuple(g) for g in broadcast_json(self.world.control, [list(g) for g in groups]))
+        """Takes a new plan on every rank alike, and begins a step with it."""
+        groups = self._inventory.cut(self._grouping) if groups is None else self._inventory.agreed(groups)
         self._plan = groups
-        self._group_of = {i: number for number, group in enumerate(groups) for i in group}
-        self._shapes = [p.shape for p in self._parameters]
-        last = len(groups) - 1
+        parameters = self._inventory.parameters
         # The last group of a step carries the status words: which groups are dirty, and whether the plan holds.
+        last = len(groups) - 1
         buckets = [
-            Bucket([self._parameters[i] for i in group], len(groups) + 1 if number == last else 0)
+            Bucket([parameters[i] for i in group], len(groups) + 1 if number == last else 0)
             for number, group in enumerate(groups)
         ]
+        self._sizes = [bucket.nbytes for bucket in buckets]
+        self._group_of[:] = [-1] * len(parameters)
+        for number, group in enumerate(groups):
+            for i in group:
+                self._group_of[i] = number
+        if self._steps or self._handles:
+            self._rounds += self._session.plane.rounds
+        if self._control.peers(self._rank, self._size):
+            self._session.listen()
         self._session.plan(buckets, self._control.plane(self._rank, self._size, len(groups)))
-        self._hook()
+        for index, parameter in enumerate(parameters):
+            if parameter.requires_grad and self._group_of[index] >= 0 and index not in self._handles:
+                self._handles[index] = parameter.register_post_accumulate_grad_hook(self._hook(index))
         self._begin()
         # No message of the new plan may meet a control plane of the old one.
         self.world.barrier()
 
-    def _hook(self) -> None:
-        """Hooks count every parameter that can receive a gradient on this rank."""
-        for index, parameter in enumerate(self._parameters):
-            if parameter.requires_grad and index in self._group_of and index not in self._handles:
-                self._handles[index] = parameter.register_post_accumulate_grad_hook(self._produced(index))
-
     def _begin(self) -> None:
         """Gets ready for the next step's gradients."""
-        self._seen = bytearray(len(self._parameters))
-        self._pending = [len(group) for group in self._plan]
-        # A parameter frozen here never arrives, so its group waits for finish(): as it must, for all ranks.
-        self._left = [False] * len(self._plan)
+        self._seen[:] = bytes(len(self._seen))
+        # One more than there are groups, for parameters that are in none. A parameter frozen here never arrives, so
+        # its group waits for finish(): as it must, for all ranks.
+        self._pending[:] = [len(group) for group in self._plan] + [len(self._seen) + 1]
+        self._left[:] = [False] * (len(self._plan) + 1)
         self._dirty = 0
-        self._times: dict[int, float] = {}
+        self._ready = [0.0] * len(self._plan)
+        self._times.clear()
+        self._began = time.perf_counter()
 
-    def _produced(self, index: int) -> Callable[[Parameter], None]:
-        """The hook of one parameter: its gradient has been accumulated."""
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        """What is called when the gradient of a parameter has been accumulated."""
+        seen, group_of, pending, left, times = self._seen, self._group_of, self._pending, self._left, self._times
 
         def hook(_: Tensor) -> None:
-            group = self._group_of.get(index)
-            if group is None:
+            group = group_of[index]
+            if seen[index] or self._holding:
+                if left[group]:
+                    self._dirty |= 1 << group
                 return
-            if self._left[group]:
-                self._dirty |= 1 << group
-                return
-            if self._holding or self._seen[index]:
-                return
-            self._seen[index] = 1
+            seen[index] = 1
             if self._learning:
-                self._times[index] = time.perf_counter()
-            self._pending[group] -= 1
-            # The last group waits for finish(), since it carries what is only known then.
-            if not self._pending[group] and group != len(self._plan) - 1:
-                self._left[group] = True
-                self._session.offer(group)
+                times[index] = time.perf_counter()
+            pending[group] -= 1
+            if not pending[group]:
+                self._full(group)
 
         return hook
+
+    def _full(self, group: int) -> None:
+        """All gradients of a group are there: it may leave."""
+        self._ready[group] = time.perf_counter() - self._began
+        # The last group waits for finish(), since it carries what is only known then. With lag there is no hurry.
+        if group != len(self._plan) - 1 and not self._lag:
+            self._left[group] = True
+            self._session.offer(group, self._factor())
+
+    def _factor(self) -> float | Tensor:
+        return 1.0 / self.world.size / self.scale
 
     # ---- what a training loop calls ----
 
@@ -192,109 +208,208 @@ class Reduction:
         finally:
             self._holding -= 1
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Ends the step: every `.grad` holds the mean over the world. Call on every rank after backward.
 
-        A parameter without a gradient here counts as zero; one without on every rank keeps `.grad` None. Groups
+        A parameter without a gradient here counts as zero; one without on every rank has `.grad` None. Groups
         into which gradients were accumulated after they had left are reduced again from the local sums. The
         gradients are views of the reducer's buffers and valid until the next backward pass writes them.
 
+        With `lag=1` this step's gradients only leave now, and `.grad` holds the means of the step before.
+
+        Returns:
+            whether there are gradients to apply: False in the first step with `lag=1` (and in the step after the
+            model was changed). The optimiser should then be left alone.
         Raises:
-            WorldAborted: another rank died or gave up.
+            WorldAborted: another rank died, stopped or gave up.
             AgreementError: the model was changed differently on different ranks.
             RuntimeError: the reduction was closed.
         """
         if self._closed:
             raise RuntimeError("this reduction is closed: attach the model again")
-        session = self._session
-        broken = self._changed()
-        status = [self._dirty >> g & 1 for g in range(len(self._plan))] + [int(broken)]
-        session.flush(status)
-        self._wait()
-        *dirty, broken = session.buckets[-1].status()
-        if broken:
-            self._start_over()
-        elif any(dirty):
-            session.again(sum(1 << g for g, flag in enumerate(dirty) if flag))
-            self._wait()
-        for bucket in session.buckets:
-            bucket.unpack()
+        backward = time.perf_counter() - self._began
+        ready = [at or backward for at in self._ready]
+        times = dict(self._times) if self._learning else {}
+        flight: Flight | None = self._leave()
+        if self._lag:
+            flight, self._kept = self._kept, flight
+        applied = flight is not None and self._land(flight)
         self._steps += 1
+        observed = Observed(ready, self._sizes, backward, time.perf_counter() - self._ended)
         if self._learning:
-            self._learn()
-        else:
-            session.begin()
-            self._begin()
+            self._inventory.learn(times)
+            self._learning = False
+            self._replan()
+        if self._advisers:
+            self._advise(observed)
+        self._ended = time.perf_counter()
+        return applied
 
-    def _changed(self) -> bool:
-        """Whether the model is no longer the one planned for: a shape, or what is frozen."""
-        return [p.shape for p in self._parameters] != self._shapes or any(
-            p.requires_grad is not flag for p, flag in zip(self._parameters, self._wanted_here(), strict=True)
-        )
+    def _leave(self) -> Flight:
+        """Sends off what is left of this step, and begins the next."""
+        session = self._session
+        broken = self._inventory.changed(self._handles)
+        status = [self._dirty >> g & 1 for g in range(len(self._plan))] + [int(broken)]
+        session.flush(self._factor(), status)
+        self._wait(session.flight.launched.wait)
+        self._begin()
+        return session.begin()
 
-    def _wanted_here(self) -> list[bool]:
-        return [index in self._handles for index in range(len(self._parameters))]
+    def _settle(self, flight: Flight) -> None:
+        """Waits for all groups of a flight."""
+        for _, pending in flight.pending:
+            self._wait(pending.wait)
+        flight.pending.clear()
 
-    def _start_over(self) -> None:
+    def _land(self, flight: Flight) -> bool:
+        """Waits for a flight and puts its gradients in place; False if they are lost to a change of the model."""
+        self._settle(flight)
+        *dirty, broken = self._said(flight)
+        if broken:
+            flight = self._start_over()
+            if self._lag:  # the local gradients of the step before are gone
+                self._kept = flight
+                return False
+        elif any(dirty):
+            self._session.again(flight, sum(1 << g for g, flag in enumerate(dirty) if flag))
+            self._settle(flight)
+        for group, bucket in enumerate(flight.buckets):
+            bucket.unpack(flight.buffers[group])
+        return True
+
+    def _said(self, flight: Flight) -> list[bool]:
+        """The status words. On a GPU they travel beside it, since looking into a buffer there would wait for it."""
+        if flight.buckets[0].parameters[0].is_cuda:
+            words = torch.tensor(flight.status)
+            self.world.all_reduce(words, "max")
+            return (words != 0).tolist()
+        return flight.buffers[len(flight.buckets) - 1].said()
+
+    def _start_over(self) -> Flight:
         """The model was changed somewhere: plan anew and reduce everything from the local gradients."""
-        for index, parameter in enumerate(self._parameters):
+        if self._kept is not None:
+            self._settle(self._kept)
+        for index, parameter in enumerate(self._inventory.parameters):
             if index in self._handles and not parameter.requires_grad:
                 self._handles.pop(index).remove()
-        named = dict(zip(self._names, self._parameters, strict=True))
-        self._rounds += self._session.plane.rounds
-        self._trained = self.world.guarded(lambda: agreement.agree(self.world.control, named, None))
+        self._inventory.agree_anew()
         self._replan()
-        self._session.flush([0] * (len(self._plan) + 1))
-        self._wait()
+        self._session.flush(self._factor(), [0] * (len(self._plan) + 1))
+        self._wait(self._session.flight.launched.wait)
+        flight = self._session.begin()
+        if not self._lag:
+            self._settle(flight)
+        return flight
 
-    def _wait(self) -> None:
-        session = self._session
-        while not session.done.wait(_LOOK):
-            self.world.check()
-        if session.error is not None:
-            self.world.fail(session.error)
-        for event in session.finished:
-            torch.cuda.current_stream().wait_event(event)
-        session.finished.clear()
+    def _wait(self, done: Callable[[float], bool]) -> None:
+        """Waits, but not for ever, nor for somebody who is gone."""
+        self._waits = True
+        try:
+            self._patience.wait(done)
+            if self._session.error is not None:
+                raise self._session.error
+        except RuntimeError as error:
+            self.world.fail(error)
+        except TypeError as error:
+            self.world.abort(f"rank {self.world.rank}: {error}")
+            raise
+        finally:
+            self._waits = False
 
-    def _learn(self) -> None:
-        """Plans again with the order and times in which the first backward produced gradients."""
-        seen = torch.full((len(self._parameters),), -1.0, dtype=torch.float64)
-        if self._times:
-            first, last = min(self._times.values()), max(self._times.values())
-            for index, at in self._times.items():
-                seen[index] = (at - first) / max(last - first, 1e-9)
-        # A group can leave when the last rank has produced it. What no rank has produced comes last.
-        self.world.control.all_reduce(seen, "max").wait()
-        self._readiness = [t if t >= 0 else 1.0 for t in seen.tolist()]
-        self._learning = False
-        self._rounds += self._session.plane.rounds
-        self._replan()
+    # ---- changes of plan ----
+
+    def _advise(self, observed: Observed) -> None:
+        """Lets the advisers see the step; a change they want is agreed by all ranks, here, between two steps."""
+        for what, adviser in tuple(self._advisers.items()):
+            sample = adviser.observe(observed)
+            if sample is None:
+                continue
+            if adviser.costs is None:
+                if self._kept is not None:
+                    self._settle(self._kept)
+                adviser.costs = measured_costs(self._session.links, self.world, self._inventory)
+            agreed = torch.tensor(sample, dtype=torch.float64)
+            self.world.all_reduce(agreed, "max")
+            said = self.world.broadcast_object(as_json(adviser.decide(agreed.tolist())))
+            if said is not None:
+                self._apply(Change(**said))
+            if adviser.done:
+                del self._advisers[what]
+
+    def _apply(self, change: Change) -> None:
+        control = change.applied(self._control)
+        self._moved = self._moved or control != self._control
+        self._control = control
+        groups = self._plan if change.groups is None else tuple(tuple(group) for group in change.groups)
+        self._replan(groups)
+        self._trace.instant(f"reducer {self.name}", change.what, why=change.why)
+        if change.final:
+            self.decisions.append(f"{self.name}: {change.what}: {change.why}")
+            _log.info(self.decisions[-1])
 
     # ---- around it ----
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Names of the parameters in each group, in the present plan."""
-        return tuple(tuple(self._names[i] for i in group) for group in self._plan)
+        return tuple(tuple(self._inventory.names[i] for i in group) for group in self._plan)
+
+    @property
+    def control(self) -> Control:
+        """The control plane now in use; Auto as long as it has not moved."""
+        return self._control
 
     @property
     def stats(self) -> Stats:
         """Counts since the start."""
         s = self._session
-        rounds = self._rounds + s.plane.rounds
-        return Stats(self._steps, len(self._plan), rounds, s.messages, s.launches, s.bytes)
+        return Stats(self._steps, len(self._plan), self._rounds + s.plane.rounds, s.messages, s.launches, s.bytes)
+
+    def _describe(self) -> dict[str, Any]:
+        """What this rank is doing, for a stall report; called from another thread."""
+        names, seen, plan = self._inventory.names, bytes(self._seen), self._plan
+        flight = self._session.flight
+        waiting = [self._inventory.describe(flight.buckets[g].parameters) for g in bits(flight.open)]
+        missing = [names[i] for group in plan for i in group if not seen[i]]
+        return {"step": self._steps, "waits": self._waits, "open": waiting[:8], "missing": missing[:8]}
 
     def state_dict(self) -> dict[str, Any]:
-        """The plan, as JSON can hold it: with it a resumed run adds up in the same order."""
+        """The plan, and what error feedback keeps: plain values and tensors. With it a resumed run adds up alike."""
         return {
             "format": _FORMAT,
             "steps": self._steps,
             "learning": self._learning,
-            "readiness": self._readiness,
-            "names": self._names,
+            "readiness": self._inventory.readiness,
+            "names": self._inventory.names,
             "groups": [list(group) for group in self._plan],
+            "control": control_as(self._control) if self._moved else None,
+            "tuned": "grouping" not in self._advisers,
+            "links": self._session.links.state_dict(),
         }
+
+    def lagged(self) -> dict[str, Tensor] | None:
+        """With `lag=1`: the mean gradients that the next step will apply, by parameter; the same on all ranks."""
+        if self._kept is None:
+            return None
+        self._settle(self._kept)
+        result: dict[str, Tensor] = {}
+        for group, bucket in enumerate(self._kept.buckets):
+            buffer = self._kept.buffers[group]
+            names = [self._inventory.name_of(p) for p in bucket.parameters]
+            marks = (buffer.marks != 0).tolist()
+            result |= {n: v.clone() for n, v, m in zip(names, buffer.views, marks, strict=True) if m}
+        return result
+
+    def load_lagged(self, saved: Mapping[str, Tensor] | None) -> None:
+        """Takes over what :meth:`lagged` gave."""
+        self._kept = None
+        if saved is None or not self._lag:
+            return
+        flight = Flight(self._session.flight.buckets, status=[0] * (len(self._plan) + 1))
+        for group, bucket in enumerate(flight.buckets):
+            gradients = [saved.get(self._inventory.name_of(p)) for p in bucket.parameters]
+            flight.buffers[group] = bucket.filled(gradients)
+        self._kept = flight
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved plan. Every rank must load the same, between steps.
@@ -302,16 +417,23 @@ class Reduction:
         Raises:
             ValueError: the state is of another format or another model.
         """
-        if state.get("format") != _FORMAT:
-            raise ValueError(f"reducer state has format {state.get('format')!r}, and this version reads {_FORMAT}")
-        if state["names"] != self._names:
+        if state.get("format") not in (1, _FORMAT):
+            raise ValueError(
+                f"reducer state has format {state.get('format')!r}, and this version reads 1 and {_FORMAT}"
+            )
+        if state["names"] != self._inventory.names:
             raise ValueError("reducer state belongs to a model with other parameters")
         planned = sorted(i for group in state["groups"] for i in group)
-        if planned != [i for i, flag in enumerate(self._trained) if flag]:
+        if planned != [i for i, flag in enumerate(self._inventory.trained) if flag]:
             raise ValueError("reducer state belongs to a model with other parameters frozen")
         self._steps, self._learning = state["steps"], state["learning"]
-        self._readiness = list(state["readiness"])
-        self._rounds += self._session.plane.rounds
+        self._inventory.readiness = list(state["readiness"])
+        if state.get("control") is not None:
+            self._control, self._moved = control_from(state["control"]), True
+            self._advisers.pop("control", None)
+        if state.get("tuned"):
+            self._advisers.pop("grouping", None)
+        self._session.links.load_state_dict(state.get("links", {}))
         self._replan(tuple(tuple(group) for group in state["groups"]))
 
     def close(self) -> None:
@@ -322,4 +444,7 @@ class Reduction:
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        if self._kept is not None:
+            self._settle(self._kept)
+        self._patience.end()
         self._session.close()
