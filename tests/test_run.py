@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from exafield import assembly, optim, runfile
 from exafield.choice import Choice
 from exafield.microscopy import Generation, Window
-from exafield.reduce import Bitvector, Flat, Fused, GraphAware, Reducer, Static, Tree
+from exafield.reduce import Auto, Bitvector, Flat, Fused, GraphAware, Reducer, Tree
 from exafield.run import (
     COLLECTIVE,
     CONTROL,
@@ -55,7 +55,7 @@ def test_every_class_there_is_is_listed() -> None:
     assert {o.name for o in OPTIMISER.options.values()} == {kind.__name__ for kind in get_args(optim.Optimiser)}
     reduce = import_module("exafield.reduce")
     listed = {o.name for c in (CONTROL, GROUPING, COLLECTIVE) for o in c.options.values()}
-    assert listed | {"AgreementError", "Reducer", "Reduction", "Stats"} == set(reduce.__all__)
+    assert listed | {"AgreementError", "Patience", "Reducer", "Reduction", "Stats"} == set(reduce.__all__)
 
 
 def test_text_becomes_an_object() -> None:
@@ -108,6 +108,7 @@ def test_complete_text_gives_the_same_object_and_names_every_parameter() -> None
         (Microscopy, {"dose": -1.0}, "dose must be above 0"),
         (Microscopy, {"loss": "hubert"}, "did you mean 'huber'"),
         (Simulation, {"store": "patterns.npz"}, "must end in .zarr, .h5 or .hdf5"),
+        (Reduction, {"lag": 2}, "lag must be 0 or 1 steps, got 2"),
         (Reduction, {"grouping": "fuzed"}, "did you mean 'fused'"),
     ],
 )
@@ -175,8 +176,8 @@ TEXT = runfile.write(laptop(), "1.2.3")
         ("batch_size: 8", "batch_size: 8.5", "must be a whole number, got 8.5"),
         ("dose: 1000.0", "dose: [1]", "problem.dose must be a number or null, got [1]"),
         ("energy: 200000.0", "energi: 1", "problem.data: unknown setting 'energi': did you mean 'energy'?"),
-        ("precision: fp32", "precision: fp8", "training.precision must be 'fp32' or 'bf16', got 'fp8'"),
-        ("control: static", "control: statik", "r.yaml: reduction: unknown control 'statik': did you mean 'static'?"),
+        ("precision: fp32", "precision: fp8", "training.precision must be 'fp32' or 'bf16' or 'fp16', got 'fp8'"),
+        ("control: auto", "control: statik", "r.yaml: reduction: unknown control 'statik': did you mean 'static'?"),
         (
             "name: microscopy",
             "name: mikroscopy",
@@ -220,7 +221,7 @@ def test_a_missing_run_file_is_named(tmp_path: Path) -> None:
 def test_a_run_becomes_objects() -> None:
     reduction = Reduction(control="bitvector", grouping="fused:mb=2")
     assert assembly.reducer(reduction) == Reducer(control=Bitvector(), grouping=Fused(mb=2.0), collective=Flat())
-    assert assembly.reducer(Reduction()).control == Static()
+    assert assembly.reducer(Reduction(lag=1)) == Reducer(control=Auto(), lag=1)
     assert assembly.optimiser(Training(steps=1)) == optim.AdamW(learning_rate=2e-3)
 
 

@@ -389,7 +389,8 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_bad_is_saved(tmp_path: P
     folder = RunFolder(tmp_path)
     trainer = Trainer(Regression(nan_at=7), World.single(), folder=folder, log_every=5, report=QUIET)
     with pytest.raises(
-        NonFiniteLossError, match=r"the loss of player 'net' on rank 0 is NaN or infinite at step 7: lower the learning"
+        NonFiniteLossError,
+        match=r"the loss or gradient of player 'net' on rank 0 is NaN or infinite at step 7: lower the learning",
     ):
         trainer.fit(steps=20, checkpoint_every=3)
     assert trainer.checkpoints is not None
@@ -567,7 +568,7 @@ def test_two_ranks_resume_bit_for_bit_and_fail_together(tmp_path: Path) -> None:
         errors.append([line for line in text.splitlines() if line.startswith("ERROR")])
     assert sums[0][0][2] != sums[1][0][2]  # running means are each rank's own: the test would see them mixed up
     assert errors[0] == errors[1]
-    assert "ERROR 9 the loss of player 'net' on rank 1 is NaN or infinite at step 6" in errors[0][0]
+    assert "ERROR 9 the loss or gradient of player 'net' on rank 1 is NaN or infinite at step 6" in errors[0][0]
     assert errors[0][1].startswith("ERROR 3 checkpoint ")
     assert "rank.00001.safetensors: No space left on device: free space" in errors[0][1]
     assert [p.name for p in (tmp_path / "nan" / "checkpoints").iterdir()] == ["step-00000003"] or sorted(

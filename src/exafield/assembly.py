@@ -33,6 +33,7 @@ def reducer(settings: Reduction) -> Reducer:
         control=CONTROL.build(settings.control),
         grouping=GROUPING.build(settings.grouping),
         collective=COLLECTIVE.build(settings.collective),
+        lag=settings.lag,
     )
 
 
@@ -78,6 +79,7 @@ def complete(run: Run) -> Run:
                 control=CONTROL.complete(r.control),
                 grouping=GROUPING.complete(r.grouping),
                 collective=COLLECTIVE.complete(r.collective),
+                lag=r.lag,
             ),
         )
     except RunError:

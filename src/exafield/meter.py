@@ -95,21 +95,23 @@ class Meter:
 
         Returns:
             "loss" ("loss/NAME" where there are several players), "samples/s" and "FLOP/s" of the whole world, and
-            "data wait", the share of the time spent waiting for data.
+            "data wait", the share of the time spent waiting for data; "skipped", where there are any, the number of
+            steps skipped because a gradient was not finite (mean over ranks).
         Raises:
             NonFiniteLossError: on all ranks, naming the step, the players and the ranks.
         """
-        sums = [seat.sums() if seat is not None else (0.0, 0, None) for _, seat in self._seats]
+        sums = [seat.sums() if seat is not None else (0.0, 0, None, 0) for _, seat in self._seats]
         steps, took = self.steps, max(time.perf_counter() - self._since, 1e-9)
-        numbers = [float(x) for total, count, _ in sums for x in (total, count)]
-        summed = torch.tensor([*numbers, float(self.flops * steps), self._waited / took], dtype=torch.float64)
+        numbers = [float(x) for total, count, *_ in sums for x in (total, count)]
+        skipped = float(max(missed for *_, missed in sums))
+        summed = torch.tensor([*numbers, float(self.flops * steps), self._waited / took, skipped], dtype=torch.float64)
         self._world.all_reduce(summed)
-        *pairs, flops, waited = summed.tolist()
+        *pairs, flops, waited, skipped = summed.tolist()
         self.steps, self._waited = 0, 0.0
         self.begin()
         players = self._seats.players
         if not all(map(math.isfinite, pairs)):
-            bad = {p.name: step for p, (_, _, step) in zip(players, sums, strict=True) if step is not None}
+            bad = {p.name: step for p, (_, _, step, _) in zip(players, sums, strict=True) if step is not None}
             raise NonFiniteLossError(
                 f"{_first(self._world.all_gather_objects(bad))}: lower the learning rate, clip gradients or look at "
                 "the data; checkpoints written before are sound"
@@ -119,7 +121,8 @@ class Meter:
             for player, total, count in zip(players, pairs[::2], pairs[1::2], strict=True)
         }
         rates = {"samples/s": steps * self._samples / took, "FLOP/s": flops / took}
-        return losses | rates | {"data wait": waited / self._world.size}
+        more = {"skipped": skipped / self._world.size} if skipped else {}
+        return losses | rates | {"data wait": waited / self._world.size} | more
 
 
 def _first(found: list[Mapping[str, int]]) -> str:
@@ -130,7 +133,7 @@ def _first(found: list[Mapping[str, int]]) -> str:
     places = [
         f"player {name!r} on rank {rank}" for rank, one in enumerate(found) for name, s in one.items() if s == step
     ]
-    return f"the loss of {', '.join(places)} is NaN or infinite at step {step}"
+    return f"the loss or gradient of {', '.join(places)} is NaN or infinite at step {step}"
 
 
 class Clock:

@@ -103,7 +103,64 @@ class SGD:
         )
 
 
-Optimiser = Adam | AdamW | SGD
+@dataclass(frozen=True, slots=True)
+class LARC:
+    """Layer-wise adaptive rate control (You et al., arXiv:1708.03888) in front of Adam or SGD.
+
+    Each tensor's averaged gradient g is multiplied before the step by a factor that keeps the update small against
+    the weights w, as Kurth et al. (arXiv:1810.01993) trained: with the local rate r = trust * |w| / |g|,
+
+    - "clip": min(r, learning rate) / learning rate,
+    - "scale": r.
+
+    Args:
+        base: "adam" or "sgd", with its usual constants.
+        momentum: of sgd.
+        trust: greatest size of an update in units of the weights, before the learning rate comes in.
+        mode: "clip" or "scale".
+        epsilon: local rate where a norm is 0.
+    """
+
+    learning_rate: float = 1e-3
+    base: str = "adam"
+    momentum: float = 0.9
+    trust: float = 0.002
+    mode: str = "clip"
+    epsilon: float = 1 / 16000
+
+    def __post_init__(self) -> None:
+        if self.base not in ("adam", "sgd"):
+            raise ValueError(f"LARC: base must be 'adam' or 'sgd', got {self.base!r}")
+        if self.mode not in ("clip", "scale"):
+            raise ValueError(f"LARC: mode must be 'clip' or 'scale', got {self.mode!r}")
+        for name in ("trust", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"LARC: {name} must be above 0 and finite, got {getattr(self, name)}")
+        self._base()
+
+    def _base(self) -> "Adam | SGD":
+        return Adam(self.learning_rate) if self.base == "adam" else SGD(self.learning_rate, self.momentum)
+
+    def build(self, parameters: Iterable[Parameter]) -> Optimizer:
+        """The torch optimiser over `parameters`, which adapts their gradients before each step."""
+        optimiser = self._base().build(parameters)
+        optimiser.register_step_pre_hook(self._adapt)
+        return optimiser
+
+    @torch.no_grad()
+    def _adapt(self, optimiser: Optimizer, args: object, kwargs: object) -> None:
+        for group in optimiser.param_groups:
+            owned = [p for p in group["params"] if p.grad is not None]
+            if not owned:
+                continue
+            grads = [p.grad for p in owned]
+            weights, slopes = torch.stack(torch._foreach_norm(owned)), torch.stack(torch._foreach_norm(grads))
+            rate = torch.where((weights > 0) & (slopes > 0), self.trust * weights / slopes, self.epsilon)
+            factor = rate if self.mode == "scale" else rate.clamp(max=group["lr"]) / group["lr"]
+            torch._foreach_mul_(grads, list(factor.unbind()))
+
+
+Optimiser = Adam | AdamW | SGD | LARC
 
 
 @runtime_checkable

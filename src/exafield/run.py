@@ -18,6 +18,7 @@ CONTROL = Choice(
     "control",
     "exafield.reduce",
     {
+        "auto": Option("Auto", {"gain": float, "window": int}),
         "static": Option("Static", {}),
         "central": Option("Central", _CYCLE),
         "tree": Option("Tree", {"radix": int, **_CYCLE}),
@@ -28,6 +29,7 @@ GROUPING = Choice(
     "grouping",
     "exafield.reduce",
     {
+        "auto_tuned": Option("AutoTuned", {"candidates": int, "steps": int, "turns": int}),
         "single": Option("Single", {}),
         "fused": Option("Fused", {"mb": float}),
         "grouped": Option("Grouped", {"groups": int}),
@@ -42,6 +44,10 @@ OPTIMISER = Choice(
         "adam": Option("Adam", {"learning_rate": float, "eps": float}),
         "adamw": Option("AdamW", {"learning_rate": float, "eps": float, "weight_decay": float}),
         "sgd": Option("SGD", {"learning_rate": float, "momentum": float, "nesterov": bool, "weight_decay": float}),
+        "larc": Option(
+            "LARC",
+            {"learning_rate": float, "base": str, "momentum": float, "trust": float, "mode": str, "epsilon": float},
+        ),
     },
 )
 _SCHEDULES = {
@@ -151,9 +157,9 @@ class Training:
         batch_size: samples per rank and draw.
         accumulate: draws whose gradients are added up before a step.
         seed: of everything random.
-        precision: bf16 runs the losses under autocast; weights stay in fp32.
+        precision: bf16 and fp16 run the losses under autocast, fp16 with a dynamic loss scale; weights stay in fp32.
         clip: greatest norm of the gradient. None: no limit.
-        optimiser: adam, adamw or sgd, such as adamw:learning_rate=0.002,weight_decay=0.01.
+        optimiser: adam, adamw, sgd or larc, such as adamw:learning_rate=0.002,weight_decay=0.01.
         schedule: of the learning rate: constant, cosine or staircase, such as cosine:warmup=30,floor=0.01.
         device: auto takes a GPU if torch sees one.
     """
@@ -163,7 +169,7 @@ class Training:
     batch_size: int = 8
     accumulate: int = 1
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: float | None = 1.0
     optimiser: str = "adamw:learning_rate=0.002"
     schedule: str = "cosine"
@@ -186,16 +192,21 @@ class Reduction:
     """How gradients become global: three independent choices.
 
     Args:
-        control: who says when a group leaves: static, central, tree:radix=4 or bitvector:cycle=0.001.
-        grouping: which gradients travel together: single, fused:mb=25, grouped:groups=8 or graph_aware:groups=8.
+        control: who says when a group leaves: auto, static, central, tree:radix=4 or bitvector:cycle=0.001.
+        grouping: which gradients travel together: auto_tuned, single, fused:mb=25, grouped:groups=8 or
+            graph_aware:groups=8.
         collective: how a group is summed: flat.
+        lag: steps by which the gradients that are applied are late, 0 or 1; 1 hides reduction behind the next step.
     """
 
-    control: str = "static"
+    control: str = "auto"
     grouping: str = "graph_aware"
     collective: str = "flat"
+    lag: int = 0
 
     def __post_init__(self) -> None:
+        if self.lag not in (0, 1):
+            raise RunError(f"reduction: lag must be 0 or 1 steps, got {self.lag}")
         _chosen("reduction", CONTROL, self.control)
         _chosen("reduction", GROUPING, self.grouping)
         _chosen("reduction", COLLECTIVE, self.collective)

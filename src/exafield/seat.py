@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from exafield.checkpoint import Checkpoints, agree
+from exafield.precision import LossScale, Precision
 from exafield.problem import Player
 from exafield.reduce import Reducer
 from exafield.state import Tree, misfit
@@ -26,18 +28,35 @@ class Seat:
         alone: whether no other player is there. Backward then runs plainly; else it is kept from the others'
             parameters, so that no move disturbs another player's reduction; torch does not allow that together
             with reentrant activation checkpointing (use_reentrant=False works).
+        precision: in which losses are computed.
+        clip: greatest norm of the whole gradient, after averaging; None for no limit.
+        cache: where the reducer keeps what it has tuned.
     """
 
-    def __init__(self, player: Player, world: World, reducer: Reducer, trace: Trace, *, alone: bool) -> None:
+    def __init__(
+        self,
+        player: Player,
+        world: World,
+        reducer: Reducer,
+        trace: Trace,
+        *,
+        alone: bool,
+        precision: Precision = "fp32",
+        clip: float | None = None,
+        cache: Path | None = None,
+    ) -> None:
         self.player, self.world, self._alone = player, world, alone
         # torch.compile wraps a module; what is saved should not depend on it.
         self._module: nn.Module = getattr(player.module, "_orig_mod", player.module)
-        self.reduction = reducer.attach(self._module, world, name=player.name, trace=trace)
+        self.reduction = reducer.attach(self._module, world, name=player.name, trace=trace, cache=cache)
+        self._precision, self._clip = precision, clip
+        self.scale = LossScale(world.device) if precision == "fp16" else None
         self.parameters = list(player.module.parameters())
         self.optimiser = player.optimiser.build(self.parameters)
         self._sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self._bad = torch.full((), -1, device=world.device)
-        self._count = 0
+        self._skipped = torch.zeros((), dtype=torch.float64, device=world.device)
+        self._count = self._updates = self._step = 0
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The player's loss on a batch: a scalar.
@@ -55,12 +74,39 @@ class Seat:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a scalar to this player's parameters and no other's."""
+        if self.scale is not None:
+            self.reduction.scale = self.scale.value
+            loss = loss * self.scale.value
         if self._alone:
             loss.backward()
         else:
             loss.backward(inputs=[p for p in self.parameters if p.requires_grad])
 
-    def set_rate(self, step: int, elapsed: float) -> None:
+    def update(self, step: int, elapsed: float) -> None:
+        """Makes the optimiser's step with the reduced gradients; on all ranks alike.
+
+        With clipping or in mixed precision, a step whose gradient is not finite is skipped: reduced gradients are the
+        same on all ranks, so all skip it. Nothing waits for the device.
+        """
+        self._set_rate(step, elapsed)
+        self._updates, self._step = self._updates + 1, step
+        if self._clip is not None or self._precision != "fp32":
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            norm = get_total_norm(grads)
+            finite = torch.isfinite(norm)
+            if self._clip is not None:
+                clip_grads_with_norm_(self.parameters, self._clip, norm)
+            if self.scale is not None:
+                self.scale.update(finite)
+            self._skipped += ~finite
+            if not self.optimiser.defaults.get("fused"):
+                if finite:
+                    self.optimiser.step()
+                return
+            self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]  # fused kernels look at it
+        self.optimiser.step()
+
+    def _set_rate(self, step: int, elapsed: float) -> None:
         """Sets the learning rate to what the schedule says for a step [and s of training]."""
         rate = self.player.optimiser.learning_rate * self.player.schedule.factor(step, elapsed)
         for group in self.optimiser.param_groups:
@@ -69,15 +115,25 @@ class Seat:
     def tally(self, loss: Tensor, step: int) -> None:
         """Adds a loss to the sums, on the device: nothing waits."""
         value = loss.detach().reshape(())
+        finite = torch.isfinite(value)
+        if self.scale is not None:  # an overflow costs a step, and no more
+            value = torch.where(finite, value, 0.0)
+        else:
+            self._bad = torch.where(finite | (self._bad >= 0), self._bad, step)
         self._sum += value
-        self._bad = torch.where(torch.isfinite(value) | (self._bad >= 0), self._bad, step)
         self._count += 1
 
-    def sums(self) -> tuple[float, int, int | None]:
-        """Sum and number of the losses since the last call, and the first step at which one was not finite."""
-        total, count, bad = float(self._sum), self._count, int(self._bad)
+    def sums(self) -> tuple[float, int, int | None, int]:
+        """Sum and number of the losses since the last call, the first step at which one was not finite, and the number
+        of steps skipped because a gradient was not. If all were skipped, that counts as a loss that is not finite.
+        """
+        total, count, bad, skipped = float(self._sum), self._count, int(self._bad), int(self._skipped)
+        hopeless = self.scale.exhausted if self.scale is not None else 0 < self._updates == skipped
+        if hopeless and bad < 0:
+            total, bad = float("nan"), self._step - self._updates + 1
+        self._skipped, self._updates = torch.zeros_like(self._skipped), 0
         self._sum, self._bad, self._count = torch.zeros_like(self._sum), torch.full_like(self._bad, -1), 0
-        return total, count, bad if bad >= 0 else None
+        return total, count, bad if bad >= 0 else None, skipped
 
     # ---- state ----
 
@@ -90,7 +146,12 @@ class Seat:
 
     def shared_state(self) -> Tree:
         """What is the same on all ranks of the player."""
-        return {"model": self._module.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return {
+            "model": self._module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self.scale.state_dict() if self.scale is not None else None,
+            "lagged": self.reduction.lagged(),
+        }
 
     def own_state(self) -> Tree:
         """What may differ between them: buffers such as running means, and the reducer's state."""
@@ -113,10 +174,13 @@ class Seat:
         self._module.load_state_dict({**shared["model"], **own["buffers"]})
         self.optimiser.load_state_dict(shared["optimiser"])
         self.reduction.load_state_dict(own["reducer"])
+        self.reduction.load_lagged(shared.get("lagged"))
+        if self.scale is not None and shared.get("scale") is not None:
+            self.scale.load_state_dict(shared["scale"])
 
 
 class Seats:
-    """All players of a problem, seated on their sub-worlds. Made on all ranks together.
+    """All players of a problem, seated on their sub-worlds. Made on all ranks together; `settings` go to each Seat.
 
     Attributes:
         players: all, in the order in which they move.
@@ -127,7 +191,9 @@ class Seats:
         ValueError: the players differ between ranks, share a name or a parameter, or live on ranks there are not.
     """
 
-    def __init__(self, players: Sequence[Player], world: World, reducer: Reducer, trace: Trace) -> None:
+    def __init__(
+        self, players: Sequence[Player], world: World, reducer: Reducer, trace: Trace, **settings: Any
+    ) -> None:
         _check(players, world)
         self.players, self._world = tuple(players), world
         parted = iter(world.split([player.ranks for player in players if player.ranks is not None]))
@@ -138,11 +204,18 @@ class Seats:
                 self.seats.append(None)
                 continue
             player.module.to(world.device)
-            self.seats.append(Seat(player, home, reducer, trace, alone=len(players) == 1))
+            self.seats.append(Seat(player, home, reducer, trace, alone=len(players) == 1, **settings))
         self.here = {seat.player.name: seat for seat in self.seats if seat is not None}
 
     def __iter__(self) -> Iterator[tuple[Player, Seat | None]]:
         return zip(self.players, self.seats, strict=True)
+
+    def decisions(self) -> list[str]:
+        """What the reducers here have decided since the last call, in words."""
+        said = [text for seat in self.here.values() for text in seat.reduction.decisions]
+        for seat in self.here.values():
+            seat.reduction.decisions.clear()
+        return said
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -1,16 +1,14 @@
 """Trainer: the loop. Every player moves in turn; the rest is looking after them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from exafield.checkpoint import Checkpoints
 from exafield.meter import Clock, Meter
+from exafield.precision import Precision, autocast, check_precision
 from exafield.problem import Problem
 from exafield.reduce import Reducer
 from exafield.report import Report, save_trace
@@ -34,7 +32,8 @@ class Trainer:
         batch_size: samples per draw and rank.
         seed: of everything drawn at random.
         folder: takes metrics, checkpoints and the trace; None writes nothing.
-        precision: "fp32", or "bf16": losses run under autocast, weights and optimisers stay in fp32.
+        precision: "fp32"; "bf16" or "fp16": losses run under autocast, weights, optimisers and reductions stay in fp32,
+            and a step in which any rank's gradient is not finite is skipped on all; fp16 has a dynamic loss scale.
         clip: greatest norm of a player's whole gradient, after averaging; None for no limit.
         accumulate: draws whose gradients are added up before each move.
         prefetch: batches read ahead.
@@ -54,7 +53,7 @@ class Trainer:
         batch_size: int = 8,
         seed: int = 0,
         folder: RunFolder | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         clip: float | None = None,
         accumulate: int = 1,
         prefetch: int = 2,
@@ -66,17 +65,18 @@ class Trainer:
         for name, value in (("accumulate", accumulate), ("log_every", log_every)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+        check_precision(precision)
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {clip}")
         self.problem, self.world, self.folder = problem, world, folder
-        self.precision, self.clip, self.accumulate, self.log_every = precision, clip, accumulate, log_every
+        self.precision, self.accumulate, self.log_every = precision, accumulate, log_every
         self.trace = trace if trace is not None else Trace(world.rank, enabled=folder is not None)
         sampler = Sampler(len(problem.source), batch_size, world.rank, world.size, seed)
         self.loader = Loader(problem.source, sampler, device=world.device, prefetch=prefetch, trace=self.trace)
         seed_everything(seed)
-        self.seats = Seats(problem.players(world), world, reducer or Reducer(), self.trace)
+        cache = folder.path / "reducer.json" if folder else None
+        settings = {"precision": precision, "clip": clip, "cache": cache}
+        self.seats = Seats(problem.players(world), world, reducer or Reducer(), self.trace, **settings)
         seed_everything(seed, 1 + world.rank)
         draws = max(player.moves for player in self.seats.players) * accumulate
         self.meter = Meter(self.seats, world, draws * batch_size * world.size)
@@ -106,25 +106,20 @@ class Trainer:
         seat.optimiser.zero_grad(set_to_none=True)
         for number, batch in enumerate(batches, start=1):
             with nullcontext() if number == len(batches) else seat.reduction.hold():
-                with self.trace.span("trainer", "forward", player=name), self._autocast():
+                with self.trace.span("trainer", "forward", player=name), autocast(self.precision, self.world.device):
                     loss = seat.loss(batch)
                 with self.trace.span("trainer", "backward", player=name):
                     seat.backward(loss / len(batches))
             seat.tally(loss, self.steps)
         with self.trace.span("trainer", "finish", player=name):
-            seat.reduction.finish()
-        with self.trace.span("trainer", "optimiser", player=name):
-            if self.clip is not None:
-                clip_grad_norm_(seat.parameters, self.clip)
-            seat.set_rate(self.steps, self.elapsed)
-            seat.optimiser.step()
+            applicable = seat.reduction.finish()
+        if applicable:
+            with self.trace.span("trainer", "optimiser", player=name):
+                seat.update(self.steps, self.elapsed)
 
     def _draw(self) -> dict[str, Tensor]:
         with self.meter.waiting(), self.trace.span("trainer", "data wait"):
             return self.loader.next()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     # ---- looking at it, keeping it, coming back to it ----
 
@@ -132,6 +127,8 @@ class Trainer:
         """Mean losses and speed since the last call, see :meth:`exafield.meter.Meter.read`. Collective."""
         values = self.meter.read()
         self.report.train(self.steps, values)
+        for text in self.seats.decisions():
+            self.report.say(text)
         return values
 
     def evaluate(self) -> dict[str, float]:

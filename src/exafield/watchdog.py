@@ -43,7 +43,7 @@ class Watchdog:
         self.interval = _INTERVAL * max(1.0, size / _RANKS_PER_INTERVAL)
         self._stop = threading.Event()
         self._answers: dict[str, Callable[[], Mapping[str, Any]]] = {}
-        self._asked = 0
+        self._asked, self._lingered = 0, False
         self._thread = threading.Thread(target=self._watch, name="exafield-watchdog", daemon=True)
         self._thread.start()
 
@@ -51,16 +51,26 @@ class Watchdog:
         """Tells every rank to stop. The first reason given stays."""
         if self.reason is None:
             self.reason = reason
-            try:
+            with suppress(RuntimeError):  # the store's host is gone: its other clients notice that by themselves
                 if not self.store.check(["abort"]):
                     self.store.set("abort", reason)
-            except RuntimeError:
-                pass  # the store's host is gone: its other clients notice that by themselves
+            self._linger()
 
     def check(self) -> None:
         """Raises WorldAborted if the run has ended anywhere."""
         if self.reason is not None:
+            self._linger()
             raise WorldAborted(self.reason)
+
+    def _linger(self) -> None:
+        """Rank 0 mostly hosts the store: it stays until the others have read why the run ends, or had the time to."""
+        if self.rank != 0 or self._lingered:
+            return
+        self._lingered = True
+        deadline = time.monotonic() + 2 * self.interval + 0.5
+        with suppress(RuntimeError):
+            while time.monotonic() < deadline and int(self.store.add("heard", 0)) < self.size - 1:
+                time.sleep(0.05)
 
     def answer(self, key: str, describe: Callable[[], Mapping[str, Any]] | None) -> None:
         """Other ranks that inquire about `key` are told what `describe` gives (JSON); None ends that."""
@@ -115,6 +125,7 @@ class Watchdog:
                 self._tell()
                 if self.store.check(["abort"]):
                     self.reason = self.reason or self.store.get("abort").decode()
+                    self.store.add("heard", 1 if self.rank else 0)
                 key = f"beat/{neighbour}"
                 latest = self.store.get(key) if self.store.check([key]) else b""
             except RuntimeError as error:

@@ -87,7 +87,8 @@ class Reduction:
         cache: Path | None,
     ) -> None:
         global _attached
-        self.world, self.name, self.scale = world, name, 1.0
+        self.world, self.name = world, name
+        self.scale: float | Tensor = 1.0
         self.decisions: list[str] = []
         self._control, self._grouping, self._lag, self._trace = control, grouping, lag, trace
         self._inventory = Inventory(model, world)
@@ -101,6 +102,7 @@ class Reduction:
         _attached += 1
         self._steps, self._rounds, self._holding, self._closed = 0, 0, 0, False
         self._waits = False
+        self._awaited: Bucket | None = None
         self._kept: Flight | None = None  # with lag: the gradients to be applied next
         self._learning = grouping.learns
         self._handles: dict[int, RemovableHandle] = {}
@@ -257,8 +259,8 @@ class Reduction:
 
     def _settle(self, flight: Flight) -> None:
         """Waits for all groups of a flight."""
-        for _, pending in flight.pending:
-            self._wait(pending.wait)
+        for group, pending in flight.pending:
+            self._wait(pending.wait, flight.buckets[group])
         flight.pending.clear()
 
     def _land(self, flight: Flight) -> bool:
@@ -301,8 +303,9 @@ class Reduction:
             self._settle(flight)
         return flight
 
-    def _wait(self, done: Callable[[float], bool]) -> None:
+    def _wait(self, done: Callable[[float], bool], bucket: Bucket | None = None) -> None:
         """Waits, but not for ever, nor for somebody who is gone."""
+        self._awaited = bucket
         self._waits = True
         try:
             self._patience.wait(done)
@@ -368,10 +371,16 @@ class Reduction:
     def _describe(self) -> dict[str, Any]:
         """What this rank is doing, for a stall report; called from another thread."""
         names, seen, plan = self._inventory.names, bytes(self._seen), self._plan
-        flight = self._session.flight
-        waiting = [self._inventory.describe(flight.buckets[g].parameters) for g in bits(flight.open)]
+        flight, awaited = self._session.flight, self._awaited
         missing = [names[i] for group in plan for i in group if not seen[i]]
-        return {"step": self._steps, "waits": self._waits, "open": waiting[:8], "missing": missing[:8]}
+        for_what = "agreement" if awaited is None else self._inventory.describe(awaited.parameters)
+        disputed = bits(flight.open) if awaited is None else ()
+        return {
+            "step": self._steps,
+            "waits": for_what if self._waits else None,
+            "open": [self._inventory.describe(flight.buckets[g].parameters) for g in disputed][:8],
+            "missing": missing[:8],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, and what error feedback keeps: plain values and tensors. With it a resumed run adds up alike."""

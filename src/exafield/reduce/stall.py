@@ -92,8 +92,10 @@ def report(name: str, waited: float, answers: Mapping[int, Mapping[str, Any] | N
     unlaunched = list(dict.fromkeys(group for said in waiting.values() for group in said["open"]))
     first = f"the gradients of {name!r} have been waited for since {waited:.0f} s by {_ranks(waiting)}"
     lines = [f"{first}, in step {', '.join(map(str, steps)) or '?'}"]
+    under_way = list(dict.fromkeys(said["waits"] for said in waiting.values()))
+    lines.append(f"under way: {'; '.join(under_way)}")
     if unlaunched:
-        lines.append(f"groups not agreed on: {'; '.join(unlaunched)}")
+        lines.append(f"not agreed on: {'; '.join(unlaunched)}")
     for rank, said in busy.items():
         missing = ", ".join(said["missing"]) or "no gradient"
         lines.append(f"rank {rank} has not finished step {said['step']}: it still lacks {missing}")
