@@ -21,9 +21,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(size: int, body: Callable[..., None], *args: str, timeout: float = 90.0) -> list[str]:
+def run_ranks(
+    size: int, body: Callable[..., None], *args: str, timeout: float = 90.0, nodes: str | None = None
+) -> list[str]:
     """Calls `body(world, *args)` (a function at module level) on `size` processes.
 
+    Args:
+        nodes: one letter per rank; ranks with the same one are on the same "node".
     Returns:
         what each rank printed.
     Raises:
@@ -42,6 +46,8 @@ def run_ranks(size: int, body: Callable[..., None], *args: str, timeout: float =
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
         }
+        if nodes is not None:
+            env["EXAFIELD_NODE"] = nodes[rank]
         output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed below)
         source = inspect.getsourcefile(body) or body.__module__
         command = [sys.executable, str(Path(__file__)), source, body.__name__, *args]

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions, AllToAllOptions
 
 Op = Literal["sum", "max", "min", "band", "bor"]
 
@@ -58,6 +59,18 @@ class Channel(Protocol):
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Pending:
         """Overwrites `tensor` in place by that of `root`."""
+        ...
+
+    def reduce(self, tensor: Tensor, root: int) -> Pending:
+        """Sums `tensor` over all ranks into that of `root`; elsewhere its contents are undefined afterwards."""
+        ...
+
+    def all_to_all(self, out: Tensor, tensor: Tensor) -> Pending:
+        """Cuts `tensor` into one equal chunk per rank; chunk `r` of `out` becomes this rank's chunk of rank `r`."""
+        ...
+
+    def gather_into(self, out: Tensor, tensor: Tensor) -> Pending:
+        """Fills `out` with the tensors of all ranks (equal sizes), in rank order."""
         ...
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
@@ -105,6 +118,17 @@ class LoopbackChannel:
     def broadcast(self, tensor: Tensor, root: int = 0) -> Pending:
         return _Done()
 
+    def reduce(self, tensor: Tensor, root: int) -> Pending:
+        return self.all_reduce(tensor)
+
+    def all_to_all(self, out: Tensor, tensor: Tensor) -> Pending:
+        out.view(self.size, -1).copy_(tensor.view(self.size, -1)[self.rank])
+        return _Done()
+
+    def gather_into(self, out: Tensor, tensor: Tensor) -> Pending:
+        out.view(self.size, -1).copy_(tensor.view(-1))
+        return _Done()
+
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         return [tensor.clone() for _ in range(self.size)]
 
@@ -122,17 +146,18 @@ class LoopbackChannel:
 
 
 class _Work:
-    """A collective of torch under way."""
+    """A collective of torch under way. Keeps its tensors alive."""
 
-    def __init__(self, work: Any, keep: Tensor) -> None:
-        self._work, self._keep, self._cuda = work, keep, keep.is_cuda
+    def __init__(self, work: Any, *keep: Tensor) -> None:
+        self._work, self._keep, self._cuda = work, keep, keep[0].is_cuda
 
     def wait(self, timeout: float | None = None) -> bool:
         if timeout is None or self._cuda:
             self._work.wait()
             return True
         try:
-            self._work.wait(timedelta(seconds=timeout))
+            # torch takes whole milliseconds, and 0 for ever.
+            self._work.wait(timedelta(seconds=max(timeout, 0.001)))
         except RuntimeError:
             # Either it went wrong, or the time is over: torch tells by the same kind of error.
             if self._work.is_completed():
@@ -184,6 +209,17 @@ class ProcessGroupChannel:
         options.rootRank = root
         options.rootTensor = 0
         return _Work(self._group.broadcast([tensor], options), tensor)
+
+    def reduce(self, tensor: Tensor, root: int) -> Pending:
+        options = dist.ReduceOptions()
+        options.rootRank = root
+        return _Work(self._group.reduce([tensor], options), tensor)
+
+    def all_to_all(self, out: Tensor, tensor: Tensor) -> Pending:
+        return _Work(self._group.alltoall_base(out, tensor, [], [], AllToAllOptions()), out, tensor)
+
+    def gather_into(self, out: Tensor, tensor: Tensor) -> Pending:
+        return _Work(self._group._allgather_base(out, tensor, AllgatherOptions()), out, tensor)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         out = [torch.empty_like(tensor) for _ in range(self.size)]

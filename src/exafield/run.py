@@ -36,7 +36,12 @@ GROUPING = Choice(
         "graph_aware": Option("GraphAware", {"groups": int, "per": str}),
     },
 )
-COLLECTIVE = Choice("collective", "exafield.reduce", {"flat": Option("Flat", {})})
+_WIRE: Mapping[str, type[str] | type[bool]] = {"compress": str, "feedback": bool}
+COLLECTIVE = Choice(
+    "collective",
+    "exafield.reduce",
+    {"flat": Option("Flat", _WIRE), "hierarchical": Option("Hierarchical", {"leaders": int, **_WIRE})},
+)
 OPTIMISER = Choice(
     "optimiser",
     "exafield.optim",

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from exafield.reduce.agreement import AgreementError, Model
 from exafield.reduce.auto import Auto
-from exafield.reduce.collective import Collective, Flat
+from exafield.reduce.collective import Collective
 from exafield.reduce.control import Bitvector, Central, Control, Static, Tree
+from exafield.reduce.flat import Flat
 from exafield.reduce.grouping import Fused, GraphAware, Grouped, Grouping, Single
+from exafield.reduce.hierarchical import Hierarchical
 from exafield.reduce.reduction import Reduction, Stats
 from exafield.reduce.stall import Patience
 from exafield.reduce.tuning import AutoTuned
@@ -28,6 +30,7 @@ __all__ = [
     "Fused",
     "GraphAware",
     "Grouped",
+    "Hierarchical",
     "Patience",
     "Reducer",
     "Reduction",
