@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exafield.channel import LoopbackChannel
 from exafield.message import Phase, Topology
-from exafield.reduce import Flat, Hierarchical
+from exafield.reduce import Flat, Grouped, Hierarchical, Reducer
 from exafield.reduce.collective import Collective
 from exafield.reduce.exchange import Compress, checked
 from exafield.world import World
@@ -277,3 +277,44 @@ def test_choices_are_checked() -> None:
         checked("int8", False)
     with pytest.raises(ValueError, match="set compress="):
         Hierarchical(feedback=True)
+
+
+# ---- under a reducer ----
+
+
+def trained(world: World) -> None:
+    """Two models that learn the same data; compressed with feedback, one follows the other closely."""
+    torch.manual_seed(0)
+    weights: dict[str, Tensor] = {}
+    for name, collective in (
+        ("plain", Flat()),
+        ("levels", Hierarchical(2)),
+        ("rounded", Hierarchical(1, "bf16", True)),
+    ):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        reduction = Reducer(grouping=Grouped(3), collective=collective, lag=int(name == "rounded")).attach(model, world)
+        g = torch.Generator().manual_seed(world.rank)
+        for _ in range(20):
+            x = torch.randn(16, 8, generator=g)
+            optimizer.zero_grad()
+            (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            if reduction.finish():
+                optimizer.step()
+        weights[name] = torch.cat([p.detach().flatten() for p in model.parameters()])
+        same_everywhere(world, weights[name])
+        owed = reduction.state_dict()["links"]
+        assert bool(owed) == (name == "rounded" and world.local_rank == 0)
+        reduction.load_state_dict(reduction.state_dict())
+        again = reduction.state_dict()["links"]
+        assert owed.keys() == again.keys()
+        assert all(torch.equal(owed[key], again[key]) for key in owed)
+        reduction.close()
+    torch.testing.assert_close(weights["levels"], weights["plain"], rtol=1e-4, atol=1e-6)
+    # One step behind, and rounded; far from where it began all the same.
+    assert (weights["rounded"] - weights["plain"]).norm() < 0.1 * weights["plain"].norm()
+
+
+def test_a_reducer_takes_any_collective() -> None:
+    run_ranks(4, trained, nodes="aabb")

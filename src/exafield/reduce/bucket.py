@@ -66,9 +66,11 @@ class Bucket:
     Args:
         parameters: of one dtype and device.
         status: number of status words.
+        name: under which a collective keeps what it owes these gradients.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], status: int) -> None:
+    def __init__(self, parameters: Sequence[Parameter], status: int, name: str = "") -> None:
+        self.name = name
         first = parameters[0]
         # Large gradients come first, so that the small ones lie side by side.
         large = _LARGE if first.device.type == "cpu" else float("inf")

@@ -1,5 +1,6 @@
 """Planning: which parameters there are, when their gradients come, and how they are cut into groups."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -105,6 +106,11 @@ class Inventory:
     def name_of(self, parameter: Parameter) -> str:
         """The name of a parameter."""
         return self._name_of[id(parameter)]
+
+    def digest(self, group: Sequence[int]) -> str:
+        """A short name for a group of parameters in this order."""
+        about = [f"{self.names[i]} {self.parameters[i].device.type}" for i in group]
+        return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
     def describe(self, group: Sequence[Parameter], most: int = 4) -> str:
         """Names of a group's parameters, for messages."""

@@ -137,7 +137,11 @@ class Reduction:
         # The last group of a step carries the status words: which groups are dirty, and whether the plan holds.
         last = len(groups) - 1
         buckets = [
-            Bucket([parameters[i] for i in group], len(groups) + 1 if number == last else 0)
+            Bucket(
+                [parameters[i] for i in group],
+                len(groups) + 1 if number == last else 0,
+                self._inventory.digest(group),
+            )
             for number, group in enumerate(groups)
         ]
         self._sizes = [bucket.nbytes for bucket in buckets]

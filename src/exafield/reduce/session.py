@@ -90,6 +90,7 @@ class Session:
 
     def plan(self, buckets: list[Bucket], plane: ControlPlane) -> None:
         """Takes a new plan; only between steps."""
+        self.links.plan([bucket.name for bucket in buckets])
         with self._lock:
             self.plane = plane
             self._begin(buckets)
@@ -190,7 +191,7 @@ class Session:
             buffer, pending = self._launch_cuda(bucket, status, flight.factor, self._marks.get(group))
         else:
             buffer = bucket.pack(status, flight.factor)
-            pending = self.links.run(buffer.wire, self._gradients(buffer))
+            pending = self.links.run(buffer.wire, self._gradients(buffer), bucket.name)
         flight.buffers[group] = buffer
         flight.pending.append((group, pending))
         flight.open &= ~(1 << group)
@@ -241,7 +242,7 @@ class Session:
             else:
                 self._stream.wait_stream(torch.cuda.default_stream(bucket.parameters[0].device))
             buffer = bucket.pack(status, factor)
-            pending = self.links.run(buffer.wire, self._gradients(buffer))
+            pending = self.links.run(buffer.wire, self._gradients(buffer), bucket.name)
         return buffer, pending
 
     # ---- the wire ----
