@@ -40,7 +40,10 @@ _WIRE: Mapping[str, type[str] | type[bool]] = {"compress": str, "feedback": bool
 COLLECTIVE = Choice(
     "collective",
     "exafield.reduce",
-    {"flat": Option("Flat", _WIRE), "hierarchical": Option("Hierarchical", {"leaders": int, **_WIRE})},
+    {
+        "flat": Option("Flat", {**_WIRE, "shared": bool}),
+        "hierarchical": Option("Hierarchical", {"leaders": int, **_WIRE}),
+    },
 )
 OPTIMISER = Choice(
     "optimiser",

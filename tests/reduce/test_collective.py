@@ -20,6 +20,7 @@ from ranks import run_ranks
 WIDE: tuple[Compress | None, ...] = (None, "bf16", "fp16")
 COLLECTIVES: list[Collective] = [
     *(Flat(compress) for compress in WIDE),
+    Flat(shared=False),
     *(Hierarchical(leaders, compress) for leaders, compress in [(1, "bf16"), (2, None), (2, "fp16"), (3, None)]),
 ]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -52,8 +53,8 @@ def exact(world: World) -> None:
             # Several at a time, so that stages overlap.
             sent, under_way = [], []
             for seed, elements in enumerate(SIZES):
-                buffer = local(world.rank, world.size, elements, dtype, seed)
-                sent.append(buffer)
+                buffer = links.zeros(elements, torch.zeros(0, dtype=dtype))
+                sent.append(buffer.copy_(local(world.rank, world.size, elements, dtype, seed)))
                 under_way.append(links.run(buffer, elements - 1))
             for pending in reversed(under_way):
                 assert pending.wait(30.0)

@@ -7,7 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from exafield.reduce import Bitvector, Central, Fused, GraphAware, Grouped, Reducer, Reduction, Single, Static, Tree
+from exafield.reduce import (
+    Bitvector,
+    Central,
+    Flat,
+    Fused,
+    GraphAware,
+    Grouped,
+    Reducer,
+    Reduction,
+    Single,
+    Static,
+    Tree,
+)
 from exafield.world import World
 from ranks import run_ranks
 
@@ -209,7 +221,9 @@ def matrix(world: World, *controls: str) -> None:
         torch.manual_seed(world.rank)  # attach must make ranks equal
         model = Heads()
         model.right.weight.requires_grad_(False)
-        reduction = Reducer(control=CONTROLS[control], grouping=grouping).attach(model, world)
+        # Shared memory and sockets in turns.
+        collective = Flat(shared=number % 2 == 0)
+        reduction = Reducer(CONTROLS[control], grouping, collective).attach(model, world)
         turns = [(case, step) for case in [*lasting[first:], *lasting[:first], reshaped] for step in range(2)]
         for case, step in [*((thawed, step) for step in range(3)), *turns]:
             if case is not thawed:

@@ -134,7 +134,7 @@ def measured_costs(links: Links, world: World, inventory: Inventory) -> Costs:
     like = next(p for p, trained in zip(inventory.parameters, inventory.trained, strict=True) if trained)
 
     def seconds(elements: int) -> float:
-        buffer = torch.zeros(elements, dtype=like.dtype, device=like.device)
+        buffer = links.zeros(elements, like)
         wire = torch.view_as_real(buffer).view(-1) if buffer.is_complex() else buffer
         best = float("inf")
         for _ in range(_REPEATS):

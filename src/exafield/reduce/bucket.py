@@ -1,11 +1,16 @@
 """Bucket: the buffers in which one group of gradients travels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter, is_
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from exafield.reduce.collective import plain_zeros
+
+# Makes a flat buffer of so many elements, of the dtype and on the device of a tensor.
+Zeros = Callable[[int, Tensor], Tensor]
 
 # A gradient of this many elements or more is scaled while it is copied; smaller ones are copied by one call
 # and scaled together, while they are still in the cache. Measured on a CPU: one call costs about 3 us, and a pass
@@ -29,9 +34,9 @@ class Buffer:
         busy: whether it is under way.
     """
 
-    def __init__(self, shapes: Sequence[torch.Size], like: Tensor, status: int) -> None:
+    def __init__(self, shapes: Sequence[torch.Size], like: Tensor, status: int, zeros: Zeros) -> None:
         self.gradients = sum(shape.numel() for shape in shapes)
-        self.flat = torch.zeros(self.gradients + len(shapes) + status, dtype=like.dtype, device=like.device)
+        self.flat = zeros(self.gradients + len(shapes) + status, like)
         self.views: list[Tensor] = []
         start = 0
         for shape in shapes:
@@ -67,10 +72,13 @@ class Bucket:
         parameters: of one dtype and device.
         status: number of status words.
         name: under which a collective keeps what it owes these gradients.
+        zeros: makes buffers, see :meth:`exafield.reduce.collective.Links.zeros`.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], status: int, name: str = "") -> None:
-        self.name = name
+    def __init__(
+        self, parameters: Sequence[Parameter], status: int, name: str = "", zeros: Zeros = plain_zeros
+    ) -> None:
+        self.name, self._zeros = name, zeros
         first = parameters[0]
         # Large gradients come first, so that the small ones lie side by side.
         large = _LARGE if first.device.type == "cpu" else float("inf")
@@ -88,7 +96,7 @@ class Bucket:
         for buffer in self._buffers:
             if buffer.free(grads):
                 return buffer
-        self._buffers.append(Buffer(self.shapes, self.parameters[0], self._status))
+        self._buffers.append(Buffer(self.shapes, self.parameters[0], self._status, self._zeros))
         return self._buffers[-1]
 
     @torch.no_grad()
@@ -133,12 +141,12 @@ class Bucket:
             raise
 
     def _pack_partly(self, buffer: Buffer, grads: list[Tensor | None], factor: float | Tensor) -> None:
-        buffer.flat.zero_()
         present = [n for n, grad in enumerate(grads) if grad is not None]
-        buffer.marks[present] = 1
+        buffer.marks.copy_(torch.tensor([grad is not None for grad in grads], dtype=buffer.marks.dtype))
         # The model was changed if a shape is another one; finish() tells all ranks, which then plan anew together.
         local = [grad for grad in grads if grad is not None]
         buffer.misfit = any(grads[n].shape != self.shapes[n] for n in present)  # type: ignore[union-attr]
+        torch._foreach_zero_([v for v, g in zip(buffer.views, grads, strict=True) if g is None or buffer.misfit])
         if local and not buffer.misfit:
             large = sum(n < self._large for n in present)
             self._copy(buffer, [buffer.views[n] for n in present], local, large, factor)

@@ -23,6 +23,10 @@ class Links(Protocol):
         """Names the groups of gradients from now on; what was kept for others is dropped."""
         ...
 
+    def zeros(self, numel: int, like: Tensor) -> Tensor:
+        """A flat buffer to be summed, of the dtype and on the device of `like`: `run` takes no other."""
+        ...
+
     def run(self, buffer: Tensor, gradients: int, group: str | None = None) -> Pending:
         """Starts summing `buffer` in place over all ranks.
 
@@ -58,3 +62,8 @@ class Collective(Protocol):
     def connect(self, world: World, device: torch.device) -> Links:
         """Opens the channels for buffers on `device`. Collective."""
         ...
+
+
+def plain_zeros(numel: int, like: Tensor) -> Tensor:
+    """A buffer wherever torch puts it, for links that do not mind."""
+    return torch.zeros(numel, dtype=like.dtype, device=like.device)

@@ -8,24 +8,30 @@ from torch import Tensor
 
 from exafield.channel import Channel, LoopbackChannel, Pending
 from exafield.message import Phase, Topology
-from exafield.reduce.collective import Links
+from exafield.reduce.collective import Links, plain_zeros
 from exafield.reduce.exchange import Compress, Exchange, Part, checked
 from exafield.reduce.pipeline import Pipeline
 from exafield.reduce.schedule import exchange, ring
+from exafield.reduce.shared import connect, usable
 from exafield.world import World
 
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """One all-reduce over all ranks: by the library (gloo, NCCL), or, compressed, all-to-all and all-gather.
+    """One all-reduce over all ranks.
+
+    By the library (gloo, NCCL); on the CPU, where all ranks are on one node, through memory they share; or,
+    compressed, by all-to-all and all-gather.
 
     Args:
         compress: what gradients wider than 16 bits travel as: "bf16" or "fp16"; sums are in single precision.
         feedback: what compression rounds off is added in the next step.
+        shared: whether ranks on one node may reduce through shared memory; never with compression.
     """
 
     compress: Compress | None = None
     feedback: bool = False
+    shared: bool = True
 
     def __post_init__(self) -> None:
         checked(self.compress, self.feedback)
@@ -43,7 +49,8 @@ class Flat:
 
     def connect(self, world: World, device: torch.device) -> Links:
         if self.compress is None or world.size == 1:
-            return _Plain(world.channel(device))
+            links = connect(world) if self.shared and usable(world, device) else None
+            return links or _Plain(world.channel(device))
         return _Compressed(self.compress, self.feedback, world, device)
 
 
@@ -55,6 +62,9 @@ class _Plain:
 
     def plan(self, groups: Sequence[str]) -> None:
         return
+
+    def zeros(self, numel: int, like: Tensor) -> Tensor:
+        return plain_zeros(numel, like)
 
     def run(self, buffer: Tensor, gradients: int, group: str | None = None) -> Pending:
         return self._channel.all_reduce(buffer)
@@ -88,6 +98,9 @@ class _Compressed:
     def plan(self, groups: Sequence[str]) -> None:
         self._pipeline.settle()
         self._exchange.plan(groups)
+
+    def zeros(self, numel: int, like: Tensor) -> Tensor:
+        return plain_zeros(numel, like)
 
     def run(self, buffer: Tensor, gradients: int, group: str | None = None) -> Pending:
         if self._fake > 1:

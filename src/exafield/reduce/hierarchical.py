@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exafield.channel import Channel, Pending
 from exafield.message import Phase, Topology
-from exafield.reduce.collective import Links
+from exafield.reduce.collective import Links, plain_zeros
 from exafield.reduce.exchange import Compress, Exchange, Part, checked
 from exafield.reduce.flat import Flat
 from exafield.reduce.pipeline import Pipeline
@@ -145,6 +145,9 @@ class _Levels:
         self._pipeline.settle()
         if self._exchange is not None:
             self._exchange.plan(groups)
+
+    def zeros(self, numel: int, like: Tensor) -> Tensor:
+        return plain_zeros(numel, like)
 
     def run(self, buffer: Tensor, gradients: int, group: str | None = None) -> Pending:
         # A buffer smaller than the number of teams has fewer parts: nothing is sent for an empty one.

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from exafield.reduce.agreement import Model
 from exafield.reduce.bucket import Bucket
 from exafield.reduce.collective import Collective
 from exafield.reduce.control import Control
+from exafield.reduce.flat import Flat
 from exafield.reduce.grouping import Grouping, Groups
 from exafield.reduce.planning import Inventory
 from exafield.reduce.session import Flight, Session
@@ -96,6 +97,9 @@ class Reduction:
         self._size, self._rank = (1, 0) if world.kind != "real" else (world.size, world.rank)
         # A receiver may wait for its next message as long as the program likes.
         channel = world.channel(timeout=_QUIET)
+        if lag and isinstance(collective, Flat):
+            # In shared memory each rank adds up a part, so that a rank waits for the others to come by once more.
+            collective = replace(collective, shared=False)
         links = collective.connect(world, self._inventory.parameters[0].device)
         self._session = Session(_attached, name, self._rank, self._size, channel, links, trace, count)
         self._patience = patience.begin(world, f"{_attached} {name}", self._describe)
@@ -141,6 +145,7 @@ class Reduction:
                 [parameters[i] for i in group],
                 len(groups) + 1 if number == last else 0,
                 self._inventory.digest(group),
+                self._session.links.zeros,
             )
             for number, group in enumerate(groups)
         ]
