@@ -188,11 +188,6 @@ class Memory:
         atomic_write(self._path, json.dumps(document, indent=1).encode())
 
 
-def as_json(change: Change | None) -> dict[str, Any] | None:
-    """A change as JSON can hold it."""
-    return None if change is None else dataclasses.asdict(change)
-
-
 @runtime_checkable
 class Advised(Protocol):
     """A policy that changes itself: its adviser watches the steps."""
@@ -200,3 +195,49 @@ class Advised(Protocol):
     def adviser(self, inventory: Inventory, control: Control, memory: Memory) -> Adviser:
         """Watches one reduction. Collective."""
         ...
+
+
+class Advice:
+    """The advisers of one reduction, and the ranks that have to agree. Made, and heard, on all ranks together.
+
+    Args:
+        choices: policies by what they are; those that change themselves get an adviser.
+    """
+
+    def __init__(
+        self, choices: Mapping[str, object], inventory: Inventory, control: Control, memory: Memory, world: World
+    ) -> None:
+        self._inventory, self._world = inventory, world
+        self._advisers: dict[str, Adviser] = {
+            what: choice.adviser(inventory, control, memory)
+            for what, choice in choices.items()
+            if isinstance(choice, Advised)
+        }
+
+    def __contains__(self, what: object) -> bool:
+        """Whether a policy may still change itself."""
+        return what in self._advisers
+
+    def silence(self, what: str) -> None:
+        """A policy's choice is final."""
+        self._advisers.pop(what, None)
+
+    def hear(self, step: Observed) -> list[tuple[str, list[float]]]:
+        """Shows a step to all; whoever wants to speak, with the numbers to be agreed on. The same on all ranks."""
+        if not self._advisers:
+            return []
+        said = [(what, adviser.observe(step)) for what, adviser in self._advisers.items()]
+        return [(what, sample) for what, sample in said if sample is not None]
+
+    def follow(self, what: str, sample: list[float], links: Links) -> Change | None:
+        """What an adviser wants changed, once all ranks have put their numbers together. Collective."""
+        adviser = self._advisers[what]
+        if adviser.costs is None:
+            adviser.costs = measured_costs(links, self._world, self._inventory)
+        agreed = torch.tensor(sample, dtype=torch.float64)
+        self._world.all_reduce(agreed, "max")
+        change = adviser.decide(agreed.tolist())
+        said = self._world.broadcast_object(None if change is None else dataclasses.asdict(change))
+        if adviser.done:
+            self.silence(what)
+        return None if said is None else Change(**said)

@@ -1,6 +1,5 @@
 """Reduction: the gradients of one model, from local to global."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,26 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from exafield.message import bits
 from exafield.reduce.advice import (
-    Advised,
-    Adviser,
+    Advice,
     Change,
     Memory,
     Observed,
-    as_json,
     control_as,
     control_from,
-    measured_costs,
 )
 from exafield.reduce.agreement import Model
+from exafield.reduce.arrival import Arrivals
 from exafield.reduce.bucket import Bucket
 from exafield.reduce.collective import Collective
 from exafield.reduce.control import Control
 from exafield.reduce.flat import Flat
 from exafield.reduce.grouping import Grouping, Groups
+from exafield.reduce.lag import gradients, landed
 from exafield.reduce.planning import Inventory
 from exafield.reduce.session import Flight, Session
 from exafield.reduce.stall import Patience
@@ -41,7 +38,6 @@ _FORMAT = 2
 _QUIET = 1e6
 
 _attached = 0
-_log = logging.getLogger("exafield")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +100,15 @@ class Reduction:
         self._session = Session(_attached, name, self._rank, self._size, channel, links, trace, count)
         self._patience = patience.begin(world, f"{_attached} {name}", self._describe)
         _attached += 1
-        self._steps, self._rounds, self._holding, self._closed = 0, 0, 0, False
+        self._steps, self._rounds, self._closed = 0, 0, False
         self._waits = False
         self._awaited: Bucket | None = None
         self._kept: Flight | None = None  # with lag: the gradients to be applied next
-        self._learning = grouping.learns
-        self._handles: dict[int, RemovableHandle] = {}
-        # Read by the hooks at every gradient, so changed in place only.
-        self._seen = bytearray(count)
-        self._group_of = [-1] * count
-        self._pending: list[int] = []
-        self._left: list[bool] = []
-        self._times: dict[int, float] = {}
+        self._arrivals = Arrivals(self._inventory.parameters, self._full, grouping.learns)
         memory = Memory(cache, name, self._inventory, world, f"{control} {collective} lag={lag}")
         # Alone there is nothing to reduce; with lag nothing leaves early, so that no order matters.
-        choices = (
-            {} if self._size == 1 else {"grouping": grouping} if lag else {"grouping": grouping, "control": control}
-        )
-        self._advisers: dict[str, Adviser] = {
-            what: choice.adviser(self._inventory, control, memory)
-            for what, choice in choices.items()
-            if isinstance(choice, Advised)
-        }
+        choices = {"grouping": grouping} if lag else {"grouping": grouping, "control": control}
+        self._advice = Advice(choices if self._size > 1 else {}, self._inventory, control, memory, world)
         self._moved = False  # whether an adviser has changed the control plane
         self._ended = time.perf_counter()
         self._replan()
@@ -150,59 +133,20 @@ class Reduction:
             for number, group in enumerate(groups)
         ]
         self._sizes = [bucket.nbytes for bucket in buckets]
-        self._group_of[:] = [-1] * len(parameters)
-        for number, group in enumerate(groups):
-            for i in group:
-                self._group_of[i] = number
-        if self._steps or self._handles:
+        if self._arrivals.hooked:
             self._rounds += self._session.plane.rounds
         if self._control.peers(self._rank, self._size):
             self._session.listen()
         self._session.plan(buckets, self._control.plane(self._rank, self._size, len(groups)))
-        for index, parameter in enumerate(parameters):
-            if parameter.requires_grad and self._group_of[index] >= 0 and index not in self._handles:
-                self._handles[index] = parameter.register_post_accumulate_grad_hook(self._hook(index))
-        self._begin()
+        self._arrivals.plan(groups)
         # No message of the new plan may meet a control plane of the old one.
         self.world.barrier()
 
-    def _begin(self) -> None:
-        """Gets ready for the next step's gradients."""
-        self._seen[:] = bytes(len(self._seen))
-        # One more than there are groups, for parameters that are in none. A parameter frozen here never arrives, so
-        # its group waits for finish(): as it must, for all ranks.
-        self._pending[:] = [len(group) for group in self._plan] + [len(self._seen) + 1]
-        self._left[:] = [False] * (len(self._plan) + 1)
-        self._dirty = 0
-        self._ready = [0.0] * len(self._plan)
-        self._times.clear()
-        self._began = time.perf_counter()
-
-    def _hook(self, index: int) -> Callable[[Tensor], None]:
-        """What is called when the gradient of a parameter has been accumulated."""
-        seen, group_of, pending, left, times = self._seen, self._group_of, self._pending, self._left, self._times
-
-        def hook(_: Tensor) -> None:
-            group = group_of[index]
-            if seen[index] or self._holding:
-                if left[group]:
-                    self._dirty |= 1 << group
-                return
-            seen[index] = 1
-            if self._learning:
-                times[index] = time.perf_counter()
-            pending[group] -= 1
-            if not pending[group]:
-                self._full(group)
-
-        return hook
-
     def _full(self, group: int) -> None:
         """All gradients of a group are there: it may leave."""
-        self._ready[group] = time.perf_counter() - self._began
         # The last group waits for finish(), since it carries what is only known then. With lag there is no hurry.
         if group != len(self._plan) - 1 and not self._lag:
-            self._left[group] = True
+            self._arrivals.left[group] = True
             self._session.offer(group, self._factor())
 
     def _factor(self) -> float | Tensor:
@@ -213,11 +157,11 @@ class Reduction:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Inside, backward only accumulates locally; nothing leaves."""
-        self._holding += 1
+        self._arrivals.holding += 1
         try:
             yield
         finally:
-            self._holding -= 1
+            self._arrivals.holding -= 1
 
     def finish(self) -> bool:
         """Ends the step: every `.grad` holds the mean over the world. Call on every rank after backward.
@@ -238,32 +182,32 @@ class Reduction:
         """
         if self._closed:
             raise RuntimeError("this reduction is closed: attach the model again")
-        backward = time.perf_counter() - self._began
-        ready = [at or backward for at in self._ready]
-        times = dict(self._times) if self._learning else {}
+        arrivals = self._arrivals
+        backward = time.perf_counter() - arrivals.began
+        ready = [at or backward for at in arrivals.ready]
+        times = dict(arrivals.times)
         flight: Flight | None = self._leave()
         if self._lag:
             flight, self._kept = self._kept, flight
         applied = flight is not None and self._land(flight)
         self._steps += 1
         observed = Observed(ready, self._sizes, backward, time.perf_counter() - self._ended)
-        if self._learning:
+        if arrivals.learning:
             self._inventory.learn(times)
-            self._learning = False
+            arrivals.learning = False
             self._replan()
-        if self._advisers:
-            self._advise(observed)
+        self._advise(observed)
         self._ended = time.perf_counter()
         return applied
 
     def _leave(self) -> Flight:
         """Sends off what is left of this step, and begins the next."""
         session = self._session
-        broken = self._inventory.changed(self._handles)
-        status = [self._dirty >> g & 1 for g in range(len(self._plan))] + [int(broken)]
+        broken = self._inventory.changed(self._arrivals.hooked)
+        status = [self._arrivals.dirty >> g & 1 for g in range(len(self._plan))] + [int(broken)]
         session.flush(self._factor(), status)
         self._wait(session.flight.launched.wait)
-        self._begin()
+        self._arrivals.begin()
         return session.begin()
 
     def _settle(self, flight: Flight) -> None:
@@ -300,9 +244,7 @@ class Reduction:
         """The model was changed somewhere: plan anew and reduce everything from the local gradients."""
         if self._kept is not None:
             self._settle(self._kept)
-        for index, parameter in enumerate(self._inventory.parameters):
-            if index in self._handles and not parameter.requires_grad:
-                self._handles.pop(index).remove()
+        self._arrivals.forget()
         self._inventory.agree_anew()
         self._replan()
         self._session.flush(self._factor(), [0] * (len(self._plan) + 1))
@@ -331,33 +273,22 @@ class Reduction:
     # ---- changes of plan ----
 
     def _advise(self, observed: Observed) -> None:
-        """Lets the advisers see the step; a change they want is agreed by all ranks, here, between two steps."""
-        for what, adviser in tuple(self._advisers.items()):
-            sample = adviser.observe(observed)
-            if sample is None:
-                continue
-            if adviser.costs is None:
-                if self._kept is not None:
-                    self._settle(self._kept)
-                adviser.costs = measured_costs(self._session.links, self.world, self._inventory)
-            agreed = torch.tensor(sample, dtype=torch.float64)
-            self.world.all_reduce(agreed, "max")
-            said = self.world.broadcast_object(as_json(adviser.decide(agreed.tolist())))
-            if said is not None:
-                self._apply(Change(**said))
-            if adviser.done:
-                del self._advisers[what]
+        """Lets the advisers see the step; what they want is changed here, between two steps, on all ranks."""
+        for what, sample in self._advice.hear(observed):
+            if self._kept is not None:  # reductions are timed
+                self._settle(self._kept)
+            change = self._advice.follow(what, sample, self._session.links)
+            if change is not None:
+                self._apply(change)
 
     def _apply(self, change: Change) -> None:
         control = change.applied(self._control)
         self._moved = self._moved or control != self._control
         self._control = control
-        groups = self._plan if change.groups is None else tuple(tuple(group) for group in change.groups)
-        self._replan(groups)
+        self._replan(self._plan if change.groups is None else tuple(tuple(group) for group in change.groups))
         self._trace.instant(f"reducer {self.name}", change.what, why=change.why)
         if change.final:
             self.decisions.append(f"{self.name}: {change.what}: {change.why}")
-            _log.info(self.decisions[-1])
 
     # ---- around it ----
 
@@ -379,7 +310,7 @@ class Reduction:
 
     def _describe(self) -> dict[str, Any]:
         """What this rank is doing, for a stall report; called from another thread."""
-        names, seen, plan = self._inventory.names, bytes(self._seen), self._plan
+        names, seen, plan = self._inventory.names, bytes(self._arrivals.seen), self._plan
         flight, awaited = self._session.flight, self._awaited
         missing = [names[i] for group in plan for i in group if not seen[i]]
         for_what = "agreement" if awaited is None else self._inventory.describe(awaited.parameters)
@@ -396,12 +327,12 @@ class Reduction:
         return {
             "format": _FORMAT,
             "steps": self._steps,
-            "learning": self._learning,
+            "learning": self._arrivals.learning,
             "readiness": self._inventory.readiness,
             "names": self._inventory.names,
             "groups": [list(group) for group in self._plan],
             "control": control_as(self._control) if self._moved else None,
-            "tuned": "grouping" not in self._advisers,
+            "tuned": "grouping" not in self._advice,
             "links": self._session.links.state_dict(),
         }
 
@@ -410,24 +341,12 @@ class Reduction:
         if self._kept is None:
             return None
         self._settle(self._kept)
-        result: dict[str, Tensor] = {}
-        for group, bucket in enumerate(self._kept.buckets):
-            buffer = self._kept.buffers[group]
-            names = [self._inventory.name_of(p) for p in bucket.parameters]
-            marks = (buffer.marks != 0).tolist()
-            result |= {n: v.clone() for n, v, m in zip(names, buffer.views, marks, strict=True) if m}
-        return result
+        return gradients(self._kept, self._inventory)
 
     def load_lagged(self, saved: Mapping[str, Tensor] | None) -> None:
         """Takes over what :meth:`lagged` gave."""
-        self._kept = None
-        if saved is None or not self._lag:
-            return
-        flight = Flight(self._session.flight.buckets, status=[0] * (len(self._plan) + 1))
-        for group, bucket in enumerate(flight.buckets):
-            gradients = [saved.get(self._inventory.name_of(p)) for p in bucket.parameters]
-            flight.buffers[group] = bucket.filled(gradients)
-        self._kept = flight
+        use = saved is not None and self._lag
+        self._kept = landed(saved or {}, self._session.flight.buckets, self._inventory) if use else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved plan. Every rank must load the same, between steps.
@@ -444,13 +363,13 @@ class Reduction:
         planned = sorted(i for group in state["groups"] for i in group)
         if planned != [i for i, flag in enumerate(self._inventory.trained) if flag]:
             raise ValueError("reducer state belongs to a model with other parameters frozen")
-        self._steps, self._learning = state["steps"], state["learning"]
+        self._steps, self._arrivals.learning = state["steps"], state["learning"]
         self._inventory.readiness = list(state["readiness"])
         if state.get("control") is not None:
             self._control, self._moved = control_from(state["control"]), True
-            self._advisers.pop("control", None)
+            self._advice.silence("control")
         if state.get("tuned"):
-            self._advisers.pop("grouping", None)
+            self._advice.silence("grouping")
         self._session.links.load_state_dict(state.get("links", {}))
         self._replan(tuple(tuple(group) for group in state["groups"]))
 
@@ -459,9 +378,7 @@ class Reduction:
         if self._closed:
             return
         self._closed = True
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+        self._arrivals.close()
         if self._kept is not None:
             self._settle(self._kept)
         self._patience.end()
