@@ -6,6 +6,7 @@ sends the rounded mean to everybody (all-gather). A ring would round at every ho
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from exafield.channel import Channel, Pending
 
 Compress = Literal["bf16", "fp16"]
+
+# Elements that each rank sums of one piece (our choice).
+_CHUNK = 1 << 15
 
 _WIRE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +45,28 @@ class Part:
     group: str | None
     sent: Tensor = field(init=False)
     received: Tensor = field(init=False)
+
+    def split(self, count: int) -> list["Part"]:
+        """Cuts it into so many parts of about equal length, but into no empty ones."""
+        length = self.tensor.numel()
+        count = max(1, min(count, length))
+        ends = [length * number // count for number in range(count + 1)]
+        return [
+            Part(
+                self.tensor[start:end],
+                min(max(self.gradients - start, 0), end - start),
+                None if self.group is None else f"{self.group}/{number}",
+            )
+            for number, (start, end) in enumerate(pairwise(ends))
+        ]
+
+    def pieces(self, ranks: int) -> list["Part"]:
+        """Cuts it for so many ranks to exchange, piece after piece, on CPUs.
+
+        Then the stages of one buffer overlap, too, and gloo uses both directions of a link: two ranks tell each
+        other in the same connection what they send and what they are ready for, and so would take turns.
+        """
+        return [self] if self.tensor.is_cuda else self.split(round(self.tensor.numel() / (ranks * _CHUNK)))
 
 
 class Exchange:
@@ -123,7 +149,7 @@ class Exchange:
     def plan(self, groups: Sequence[str]) -> None:
         """Keeps what is owed to these groups, and nothing else."""
         known = set(groups)
-        self._owed = {key: owed for key, owed in self._owed.items() if key.split(" ", 1)[1] in known}
+        self._owed = {key: owed for key, owed in self._owed.items() if key.split()[1].split("/")[0] in known}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is owed."""

@@ -83,6 +83,7 @@ class _Compressed:
     """Two channels of all ranks, and an exchange over them."""
 
     def __init__(self, compress: Compress, feedback: bool, world: World, device: torch.device) -> None:
+        self._size = world.size
         self._fake = world.size if world.kind == "fake" else 1
         # Identical ranks send identical numbers: the mean of what they send is what one sends.
         outward, inward = (LoopbackChannel() if self._fake > 1 else world.channel(device) for _ in range(2))
@@ -105,7 +106,7 @@ class _Compressed:
     def run(self, buffer: Tensor, gradients: int, group: str | None = None) -> Pending:
         if self._fake > 1:
             buffer.mul_(self._fake)
-        return self._pipeline.run(Part(buffer, gradients, group))
+        return self._pipeline.run(Part(buffer, gradients, group).pieces(self._size))
 
     def state_dict(self) -> dict[str, Tensor]:
         self._pipeline.settle()

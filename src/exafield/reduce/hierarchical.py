@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -97,7 +96,7 @@ class _Levels:
 
     def __init__(self, choice: Hierarchical, world: World, device: torch.device) -> None:
         teams = choice.teams(world.topology)
-        self._count = len(teams)
+        self._count, self._ranks = len(teams), sum(map(len, teams))
         worlds = world.split([*world.nodes, *teams])
         inside = worlds[world.node]
         assert inside is not None
@@ -150,15 +149,12 @@ class _Levels:
         return plain_zeros(numel, like)
 
     def run(self, buffer: Tensor, gradients: int, group: str | None = None) -> Pending:
-        # A buffer smaller than the number of teams has fewer parts: nothing is sent for an empty one.
-        count = min(self._count, buffer.numel())
-        ends = [buffer.numel() * number // count for number in range(count + 1)]
-        parts = [buffer[start:end] for start, end in pairwise(ends)]
-        own = None
-        if self._own is not None and self._own < count:
-            before = min(max(gradients - ends[self._own], 0), parts[self._own].numel())
-            own = Part(parts[self._own], before, group)
-        return self._pipeline.run(_Cargo(parts, own))
+        pieces = Part(buffer, gradients, group).pieces(self._ranks)
+        return self._pipeline.run([self._cargo(piece.split(self._count)) for piece in pieces])
+
+    def _cargo(self, parts: Sequence[Part]) -> _Cargo:
+        own = parts[self._own] if self._own is not None and self._own < len(parts) else None
+        return _Cargo([part.tensor for part in parts], own)
 
     def state_dict(self) -> dict[str, Tensor]:
         self._pipeline.settle()

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -48,6 +49,21 @@ class Journey:
             callback(error)
 
 
+class _Journeys:
+    """Several items on their way: done when all are."""
+
+    def __init__(self, parts: Sequence[Pending]) -> None:
+        self._parts = parts
+
+    def wait(self, timeout: float | None = None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return all(p.wait(None if deadline is None else max(0.0, deadline - time.monotonic())) for p in self._parts)
+
+    def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
+        # Items pass the stages in order, so the last one ends last; if one goes wrong, so do those behind it.
+        self._parts[-1].on_done(callback)
+
+
 class _Issued:
     """Everything is in the queue of a CUDA stream (without CUDA: done)."""
 
@@ -84,6 +100,7 @@ class Pipeline(Generic[T]):
         self._queues: list[queue.SimpleQueue[Journey | None]] = []
         self._threads: list[threading.Thread] = []
         self._closing = False
+        self._error: BaseException | None = None
         self._last: Journey | None = None
         for number in range(1, len(self._stages) if threaded else 1):
             self._queues.append(queue.SimpleQueue())
@@ -91,16 +108,19 @@ class Pipeline(Generic[T]):
             self._threads.append(thread)
             thread.start()
 
-    def run(self, item: T) -> Pending:
-        """Sends an item off."""
+    def run(self, items: Sequence[T]) -> Pending:
+        """Sends items off; the result is there when all have arrived."""
         if not self._threads:
-            for stage in self._stages:
-                for pending in stage(item):
-                    pending.wait()
+            for item in items:
+                for stage in self._stages:
+                    for pending in stage(item):
+                        pending.wait()
             return _Issued()
-        self._last = journey = Journey(item)
-        self._advance(0, journey)
-        return journey
+        journeys = [Journey(item) for item in items]
+        self._last = journeys[-1]
+        for journey in journeys:
+            self._advance(0, journey)
+        return _Journeys(journeys)
 
     def settle(self) -> None:
         """Returns when nothing is under way."""
@@ -117,9 +137,11 @@ class Pipeline(Generic[T]):
 
     def _advance(self, number: int, journey: Journey) -> None:
         try:
+            if self._error is not None:
+                raise self._error
             journey.under_way = self._stages[number](journey.item)
         except Exception as error:
-            journey.end(error)
+            self._fail(journey, error)
             return
         if number == len(self._queues):
             journey.end(None)
@@ -131,9 +153,14 @@ class Pipeline(Generic[T]):
             try:
                 self._arrive(journey)
             except Exception as error:
-                journey.end(error)
+                self._fail(journey, error)
             else:
                 self._advance(number, journey)
+
+    def _fail(self, journey: Journey, error: BaseException) -> None:
+        """After one error nothing goes on: ranks would no longer be at the same item."""
+        self._error = self._error or error
+        journey.end(error)
 
     def _arrive(self, journey: Journey) -> None:
         for pending in journey.under_way:
