@@ -24,8 +24,8 @@ COLLECTIVES: list[Collective] = [
     *(Hierarchical(leaders, compress) for leaders, compress in [(1, "bf16"), (2, None), (2, "fp16"), (3, None)]),
 ]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# One gradient and one mark; odd numbers; fewer elements than ranks and more.
-SIZES = (2, 3, 7, 1001, 4099)
+# One gradient and one mark; odd numbers; fewer elements than ranks; enough to travel in pieces.
+SIZES = (2, 3, 7, 1001, 200_003)
 # Unit roundoff.
 ROUND = {None: 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11}
 CPU = torch.device("cpu")
