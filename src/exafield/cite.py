@@ -116,6 +116,16 @@ WORKS = (
         "control=Tree",
     ),
     Work(
+        "tang2019doublesqueeze",
+        "inproceedings",
+        ("Hanlin Tang", "Chen Yu", "Xiangru Lian", "Tong Zhang", "Ji Liu"),
+        "DoubleSqueeze: Parallel Stochastic Gradient Descent with Double-pass Error-compensated Compression",
+        2019,
+        "36th International Conference on Machine Learning (ICML), PMLR 97",
+        "arXiv:1905.05957",
+        "feedback=True of collective=Flat and Hierarchical",
+    ),
+    Work(
         "yang2019highly",
         "misc",
         (

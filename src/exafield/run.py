@@ -203,7 +203,7 @@ class Reduction:
         control: who says when a group leaves: auto, static, central, tree:radix=4 or bitvector:cycle=0.001.
         grouping: which gradients travel together: auto_tuned, single, fused:mb=25, grouped:groups=8 or
             graph_aware:groups=8.
-        collective: how a group is summed: flat.
+        collective: how a group is summed: flat or hierarchical, such as hierarchical:leaders=1,compress=bf16.
         lag: steps by which the gradients that are applied are late, 0 or 1; 1 hides reduction behind the next step.
     """
 

@@ -4,6 +4,8 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from exafield.channel import LoopbackChannel
 from exafield.message import Phase, Topology
-from exafield.reduce import Flat, Grouped, Hierarchical, Reducer
+from exafield.reduce import Flat, Grouped, Hierarchical, Reducer, flat, hierarchical
 from exafield.reduce.collective import Collective
 from exafield.reduce.exchange import Compress, checked
+from exafield.reduce.pipeline import Pipeline
 from exafield.world import World
 from ranks import run_ranks
 
@@ -134,7 +137,33 @@ def overflow(world: World) -> None:
         links.close()
 
 
+def inline(world: World) -> None:
+    """As on CUDA: no threads, one piece."""
+
+    class Inline(Pipeline[Any]):
+        def __init__(self, name: str, stages: Sequence[Any], *, threaded: bool) -> None:
+            assert threaded
+            super().__init__(name, stages, threaded=False)
+
+    for module, collective in (
+        (flat, Flat("bf16")),
+        (hierarchical, Hierarchical(2)),
+        (hierarchical, Hierarchical(1, "bf16")),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "Pipeline", Inline)
+            links = collective.connect(world, CPU)
+        usual = collective.connect(world, CPU)
+        ours, theirs = (local(world.rank, world.size, 1001, torch.float32, 0) for _ in range(2))
+        assert links.run(ours, 1000).wait()
+        assert usual.run(theirs, 1000).wait()
+        assert torch.equal(ours, theirs)
+        links.close()
+        usual.close()
+
+
 def carefully(world: World) -> None:
+    inline(world)
     feedback(world)
     saved(world)
     overflow(world)
