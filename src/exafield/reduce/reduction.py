@@ -135,8 +135,7 @@ class Reduction:
         self._sizes = [bucket.nbytes for bucket in buckets]
         if self._arrivals.hooked:
             self._rounds += self._session.plane.rounds
-        if self._control.peers(self._rank, self._size):
-            self._session.listen()
+        self._session.listen(self._control.peers(self._rank, self._size))
         self._session.plan(buckets, self._control.plane(self._rank, self._size, len(groups)))
         self._arrivals.plan(groups)
         # No message of the new plan may meet a control plane of the old one.
@@ -206,7 +205,7 @@ class Reduction:
         broken = self._inventory.changed(self._arrivals.hooked)
         status = [self._arrivals.dirty >> g & 1 for g in range(len(self._plan))] + [int(broken)]
         session.flush(self._factor(), status)
-        self._wait(session.flight.launched.wait)
+        self._wait(session.launched)
         self._arrivals.begin()
         return session.begin()
 
@@ -248,7 +247,7 @@ class Reduction:
         self._inventory.agree_anew()
         self._replan()
         self._session.flush(self._factor(), [0] * (len(self._plan) + 1))
-        self._wait(self._session.flight.launched.wait)
+        self._wait(self._session.launched)
         flight = self._session.begin()
         if not self._lag:
             self._settle(flight)

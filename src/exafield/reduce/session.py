@@ -1,9 +1,9 @@
 """Session: carries out what a control plane decides.
 
-Events come from three kinds of thread: backward (a group is ready) and the main thread (the step is complete), a
-receiver (a control message), a clock (a time asked for has come). Whoever brings an event carries out the actions
-it calls for, under the session's lock: groups are packed and launched right there. A plane that negotiates nothing
-thus runs without any other thread.
+Events come from several threads: backward (a group is ready), the main thread (the step is complete), a receiver (a
+control message), a clock (a time asked for has come). Whoever brings an event carries out the actions it calls for,
+under the session's lock: groups are packed and launched right there. A plane that negotiates nothing thus runs
+without any other thread; and on one node messages lie in shared memory, where backward and the main thread find them.
 """
 
 import heapq
@@ -18,6 +18,7 @@ from exafield.channel import Channel, Pending
 from exafield.message import ControlPlane, Event, Launch, Ready, Received, Send, Woken, bits
 from exafield.reduce.bucket import Bucket, Buffer
 from exafield.reduce.collective import Links
+from exafield.reduce.shared import Mailbox, Nap, SharedLinks
 from exafield.trace import Trace
 
 # Control words hold this many bits of a mask each, so that none reaches the sign bit of int64.
@@ -76,14 +77,20 @@ class Session:
         self._agreeing: float | None = None
         self._stream: Any = None
         self._receiver: threading.Thread | None = None
+        self._sources: frozenset[int] = frozenset()
+        self._mail: Mailbox | None = None
+        if isinstance(links, SharedLinks):
+            # A rank is a step ahead of another one at the most, and says each group a few times at the most.
+            self._mail = links.mailbox(self._words, 4 * capacity + 64)
         # Whoever handles an event may cause another one: its own send may fail, for one.
         self._lock = threading.RLock()
 
     # ---- called between steps ----
 
-    def listen(self) -> None:
-        """Begins to take control messages; all ranks do."""
-        if self._receiver is None and self.size > 1:
+    def listen(self, sources: frozenset[int]) -> None:
+        """Takes control messages from these ranks from now on; all ranks listen to theirs."""
+        self._sources = sources
+        if sources and self._receiver is None and self._mail is None:
             name = f"exafield-receiver-{self.number}"
             self._receiver = threading.Thread(target=self._receive, name=name, daemon=True)
             self._receiver.start()
@@ -130,6 +137,22 @@ class Session:
             self.flight.factor, self.flight.status = factor, status
             self._ready_now((1 << len(self.flight.buckets)) - 1, True)
 
+    def launched(self, timeout: float) -> bool:
+        """Waits until all groups of the step are launched, or a time [s] is over.
+
+        Raises:
+            RuntimeError: a rank of this node has died.
+        """
+        if self._mail is None:
+            return self.flight.launched.wait(timeout)
+        nap = Nap(timeout)
+        while not self.flight.launched.is_set():
+            with self._lock:
+                self._take_mail()
+            if not self.flight.launched.is_set() and nap.over(self.links.check):  # type: ignore[attr-defined]
+                return False
+        return True
+
     def _ready_now(self, groups: int, complete: bool) -> None:
         new = groups & ~self._offered  # a group is offered once; what a flush repeats is no news to the plane
         self._offered |= groups
@@ -138,6 +161,7 @@ class Session:
             for group in bits(new):
                 self._marks[group], self._ready[group] = mark, time.perf_counter()
         self._handle(Ready(time.perf_counter(), self.rank, new, complete))
+        self._take_mail()
 
     def _handle(self, event: Event) -> None:
         """What goes wrong here is raised where the main thread waits."""
@@ -150,7 +174,7 @@ class Session:
                             self._launch(self.flight, group)
                     elif isinstance(action, Send):
                         self.messages += 1
-                        self.control.send(action.to, self._encode(action.words))
+                        self._send(action.to, self._encode(action.words))
                     else:
                         clock().wake(self, action.time)
             except Exception as error:
@@ -247,13 +271,24 @@ class Session:
 
     # ---- the wire ----
 
-    def _encode(self, words: tuple[int, ...]) -> torch.Tensor:
+    def _send(self, to: int, row: list[int]) -> None:
+        if self._mail is not None:
+            self._mail.send(to, row)
+        else:
+            self.control.send(to, torch.tensor(row))
+
+    def _take_mail(self) -> None:
+        if self._mail is not None and self._sources:
+            for source, row in self._mail.poll(self._sources):
+                self._received(source, row)
+
+    def _encode(self, words: tuple[int, ...]) -> list[int]:
         *head, mask = words
         row = [len(head), *head] + [0] * (_HEADER - 1 - len(head))
         while len(row) < self._words:
             row.append(mask & ((1 << _BITS) - 1))
             mask >>= _BITS
-        return torch.tensor(row)
+        return row
 
     def _receive(self) -> None:
         buffer = torch.zeros(self._words, dtype=torch.int64)
@@ -263,11 +298,14 @@ class Session:
             except RuntimeError as error:
                 self._fail(error)
                 return
-            count, *row = buffer.tolist()
-            if count == _GOODBYE:
+            if int(buffer[0]) == _GOODBYE:
                 return
-            mask = sum(word << (_BITS * i) for i, word in enumerate(row[_HEADER - 1 :]))
-            self._handle(Received(time.perf_counter(), self.rank, source, (*row[:count], mask)))
+            self._received(source, buffer.tolist())
+
+    def _received(self, source: int, message: list[int]) -> None:
+        count, *row = message
+        mask = sum(word << (_BITS * i) for i, word in enumerate(row[_HEADER - 1 :]))
+        self._handle(Received(time.perf_counter(), self.rank, source, (*row[:count], mask)))
 
     def wake(self) -> None:
         """A time asked for has come."""

@@ -92,6 +92,66 @@ class Arena:
         return offset
 
 
+class Nap:
+    """Waiting for other processes by looking again and again: often at first, then at intervals."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+        self._look, self._turn = time.monotonic() + _LOOK, 0
+
+    def over(self, check: Callable[[], None]) -> bool:
+        """Naps for a moment, and calls `check` now and then; whether the time is over."""
+        now = time.monotonic()
+        if self._end is not None and now >= self._end:
+            return True
+        if now >= self._look:
+            self._look = now + _LOOK
+            check()
+        self._turn += 1
+        time.sleep(0.0 if self._turn < 20 else min(_NAP, self._turn * 1e-6))
+        return False
+
+
+class Mailbox:
+    """Control messages between the ranks of a node: a ring of slots for each two, written by the sender only.
+
+    Args:
+        rank: whose mailbox it is.
+        memories: of all ranks; `start`: where the rings begin in each [bytes].
+        words: numbers per message; `slots`: messages that may lie there at once.
+    """
+
+    def __init__(self, rank: int, memories: Sequence[mmap.mmap], start: int, words: int, slots: int) -> None:
+        self._rank, self._words, self._slots = rank, words, slots
+        shape = (len(memories), _LINE // 8 + words * slots)
+        self._rings = [np.frombuffer(m, np.int64, shape[0] * shape[1], start).reshape(shape) for m in memories]
+        self._sent, self._taken = [0] * len(memories), [0] * len(memories)
+
+    @staticmethod
+    def elements(ranks: int, words: int, slots: int) -> int:
+        """How much room the rings of one rank take [int64]."""
+        return ranks * (_LINE // 8 + words * slots)
+
+    def send(self, to: int, message: Sequence[int]) -> None:
+        """Puts a message for `to` into its ring."""
+        ring, number = self._rings[self._rank][to], self._sent[to]
+        start = _LINE // 8 + number % self._slots * self._words
+        ring[start : start + self._words] = message
+        self._sent[to] = number + 1
+        ring[0] = number + 1
+
+    def poll(self, sources: frozenset[int]) -> list[tuple[int, list[int]]]:
+        """The messages that have come: sender and words."""
+        found = []
+        for source in sources:
+            ring = self._rings[source][self._rank]
+            for number in range(self._taken[source], int(ring[0])):
+                start = _LINE // 8 + number % self._slots * self._words
+                found.append((source, ring[start : start + self._words].tolist()))
+                self._taken[source] = number + 1
+        return found
+
+
 class SharedLinks:
     """Reductions through shared memory; see the module. Made by :func:`connect`."""
 
@@ -167,23 +227,26 @@ class SharedLinks:
 
     def wait(self, number: int, timeout: float | None) -> bool:
         """Waits until a reduction is done; lends a hand meanwhile."""
-        end = None if timeout is None else time.monotonic() + timeout
-        look, turn = time.monotonic() + _LOOK, 0
+        nap = Nap(timeout)
         while True:
             with self._lock:
                 self._progress()
             if self._reduced() >= number:
                 return True
-            now = time.monotonic()
-            if end is not None and now >= end:
+            if nap.over(self.check):
                 return False
-            if now >= look:
-                look = now + _LOOK
-                self._check_peers()
-            turn += 1
-            time.sleep(0.0 if turn < 20 else min(_NAP, turn * 1e-6))
 
-    def _check_peers(self) -> None:
+    def mailbox(self, words: int, slots: int) -> Mailbox:
+        """A mailbox between the same ranks. To be made on all of them before any buffer."""
+        self._mail = self._arena.zeros(Mailbox.elements(self._size, words, slots), torch.int64)
+        return Mailbox(self._rank, self._memories, self._arena.offset(self._mail), words, slots)
+
+    def check(self) -> None:
+        """Whether the other ranks live.
+
+        Raises:
+            RuntimeError: one does not.
+        """
         for rank, pid in enumerate(self._pids):
             try:
                 state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
