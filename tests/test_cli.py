@@ -77,7 +77,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"exafield {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "data", "doctor", "cite"])
+@pytest.mark.parametrize("command", ["train", "generate", "data", "trace", "doctor", "cite"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -4,14 +4,10 @@ import errno
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from exafield.report import MetricsLog, Report, describe, read_metrics, save_trace
-from exafield.trace import Trace
-from exafield.world import World
-from ranks import run_ranks
+from exafield.report import MetricsLog, Report, describe, read_metrics
 
 
 def test_records_come_back(tmp_path: Path) -> None:
@@ -160,28 +156,3 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_have_prefixes() -> None:
     values = {"loss": 1234567.0, "samples/s": 9999.0, "a/s": 1.5e4, "b/s": 2e6, "c/s": 3e9, "d/s": 4e15}
     assert describe(values) == "loss 1.235e+06  samples/s 9999  a/s 15k  b/s 2M  c/s 3G  d/s 4P"
-
-
-def write_trace(world: World, path: str, blocked: str) -> None:
-    trace = Trace(world.rank)
-    trace.add("trainer", "forward", 1.0, 2.0)
-    if blocked and world.rank == 1:
-
-        def refuse(*_: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        trace.save = refuse  # type: ignore[method-assign]
-    save_trace(trace, world, path)
-
-
-def test_one_trace_of_all_ranks(tmp_path: Path) -> None:
-    run_ranks(2, write_trace, str(tmp_path / "trace.json"), "")
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
-    assert sorted(span.rank for span in Trace.load(tmp_path / "trace.json").spans) == [0, 1]
-
-
-def test_a_part_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
-    said = run_ranks(2, write_trace, str(tmp_path / "trace.json"), "blocked")
-    assert [span.rank for span in Trace.load(tmp_path / "trace.json").spans] == [0]
-    assert "the trace lacks ranks [1]" in said[0]
-    assert "No space left" in said[0]

@@ -169,6 +169,9 @@ def test_metrics_are_means_over_the_interval() -> None:
     # Per draw of 10 samples: 2 x 10 x 4 x 1 operations forward, as many for the weight gradient.
     assert trainer.meter.flops == 2 * (80 + 80)
     assert values["FLOP/s"] == pytest.approx(320 / 20 * values["samples/s"])
+    # As published: three times forward, although no gradient of the input is taken.
+    assert trainer.meter.published == 3 * 2 * 80
+    assert values["published FLOP/s"] == pytest.approx(480 / 20 * values["samples/s"])
 
 
 def test_evaluating_leaves_no_trace_in_the_training() -> None:
@@ -266,7 +269,7 @@ def test_a_gan_fits_and_no_player_touches_another() -> None:
     assert all(torch.equal(a, b) for a, b in zip(critics_gradients, now, strict=True))
     assert seat.reduction.stats.steps == 3
     values = trainer.metrics()
-    assert set(values) == {"loss/critic", "loss/generator", "samples/s", "FLOP/s", "data wait"}
+    assert set(values) == {"loss/critic", "loss/generator", "samples/s", "FLOP/s", "published FLOP/s", "data wait"}
 
 
 def test_each_move_sees_a_draw_of_its_own() -> None:

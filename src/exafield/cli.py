@@ -24,6 +24,7 @@ usage: exafield COMMAND [OPTIONS]
   train PROBLEM       trains the networks of a scientific problem (microscopy)
   generate PROBLEM    simulates the data of a problem, without training
   data list           public data sets; also: data where NAME, data get NAME
+  trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
   doctor              what this machine has, and whether processes can reduce gradients here
   cite                the papers behind what is used
 
@@ -89,6 +90,17 @@ class Data:
 
 
 @dataclass(frozen=True)
+class TraceOf:
+    """Sums up the trace of a run: phases, communication hidden and exposed, rounds, the slowest rank, changes.
+
+    Args:
+        run: a run folder, or a trace file.
+    """
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Tells versions, back ends, cores and memory, and checks a reduction of gradients over two processes.
 
@@ -137,6 +149,7 @@ def _command(argv: list[str], place: Place) -> int:
         "train": _train,
         "generate": _generate,
         "data": _data,
+        "trace": _trace,
         "doctor": _doctor,
         "cite": _cite,
     }
@@ -298,6 +311,15 @@ def _data(argv: list[str], place: Place) -> int:
         print(datasets.find(arguments.name))
     else:
         print(datasets.get(arguments.name, arguments.url))
+    return 0
+
+
+def _trace(argv: list[str], place: Place) -> int:
+    arguments = _parsed(TraceOf, "trace", argv)
+    from exafield.summary import summarise
+    from exafield.tracefile import load_trace
+
+    print("\n".join(summarise(load_trace(arguments.run)).lines()))
     return 0
 
 

@@ -5,12 +5,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from exafield.flops import Operations
 from exafield.seat import Seats
 from exafield.world import World
 
@@ -20,26 +18,6 @@ TICK = 0.25
 
 class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; raised on all ranks alike."""
-
-
-class _Operations(TorchDispatchMode):
-    """Adds up the floating-point operations of matrix products and convolutions, by torch's own formulas.
-
-    torch's FlopCounterMode also follows modules through backward, by hooks that break gradients taken inside a loss.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(getattr(func, "overloadpacket", None))
-        if formula is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
-        return result
 
 
 def _uncompiled() -> AbstractContextManager[object]:
@@ -52,12 +30,15 @@ class Meter:
 
     Args:
         samples: drawn per step by all ranks together.
+    Attributes:
+        flops, published: floating-point operations of a step on this rank, counted in two ways, see
+            :class:`exafield.flops.Operations`; 0 before the first step.
     """
 
     def __init__(self, seats: Seats, world: World, samples: int) -> None:
         self._seats, self._world, self._samples = seats, world, samples
         self.steps = 0
-        self.flops = 0
+        self.flops = self.published = 0
         self._waited = 0.0
         self.begin()
 
@@ -75,12 +56,12 @@ class Meter:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around a step. Counts the floating-point operations of the first, which stands for all."""
-        if self.flops:
+        if self.published:
             yield
         else:
-            with _uncompiled(), _Operations() as counted:
+            with _uncompiled(), Operations() as counted:
                 yield
-            self.flops = counted.total
+            self.flops, self.published = counted.exact, counted.published
         self.steps += 1
 
     @contextmanager
@@ -94,9 +75,9 @@ class Meter:
         """Means over ranks and steps since the last call. Collective.
 
         Returns:
-            "loss" ("loss/NAME" where there are several players), "samples/s" and "FLOP/s" of the whole world, and
-            "data wait", the share of the time spent waiting for data; "skipped", where there are any, the number of
-            steps skipped because a gradient was not finite (mean over ranks).
+            "loss" ("loss/NAME" where there are several players), "samples/s", "FLOP/s" (exact) and "published FLOP/s"
+            of the whole world, and "data wait", the share of the time spent waiting for data; "skipped", where there
+            are any, the number of steps skipped because a gradient was not finite (mean over ranks).
         Raises:
             NonFiniteLossError: on all ranks, naming the step, the players and the ranks.
         """
@@ -104,9 +85,10 @@ class Meter:
         steps, took = self.steps, max(time.perf_counter() - self._since, 1e-9)
         numbers = [float(x) for total, count, *_ in sums for x in (total, count)]
         skipped = float(max(missed for *_, missed in sums))
-        summed = torch.tensor([*numbers, float(self.flops * steps), self._waited / took, skipped], dtype=torch.float64)
+        operations = [float(self.flops * steps), float(self.published * steps)]
+        summed = torch.tensor([*numbers, *operations, self._waited / took, skipped], dtype=torch.float64)
         self._world.all_reduce(summed)
-        *pairs, flops, waited, skipped = summed.tolist()
+        *pairs, flops, published, waited, skipped = summed.tolist()
         self.steps, self._waited = 0, 0.0
         self.begin()
         players = self._seats.players
@@ -120,7 +102,11 @@ class Meter:
             f"loss/{player.name}" if len(players) > 1 else "loss": total / max(count, 1.0)
             for player, total, count in zip(players, pairs[::2], pairs[1::2], strict=True)
         }
-        rates = {"samples/s": steps * self._samples / took, "FLOP/s": flops / took}
+        rates = {
+            "samples/s": steps * self._samples / took,
+            "FLOP/s": flops / took,
+            "published FLOP/s": published / took,
+        }
         more = {"skipped": skipped / self._world.size} if skipped else {}
         return losses | rates | {"data wait": waited / self._world.size} | more
 

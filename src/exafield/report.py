@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
-from exafield.trace import Trace
-from exafield.world import World
-
 FORMAT = "exafield-metrics"
 VERSION = 1
 _HEADER = {"format": FORMAT, "version": VERSION}
@@ -228,38 +225,3 @@ class Report:
         self.end()
         if self._log is not None:
             self._log.close()
-
-
-def save_trace(trace: Trace, world: World, path: str | os.PathLike[str]) -> None:
-    """Writes one trace file of all ranks. Collective; the folder is shared by all ranks.
-
-    Each rank writes its own part beside it, and rank 0 joins them; a part that rank 0 cannot see is left out
-    with a warning.
-    """
-    target = Path(path)
-    if world.size == 1:
-        Trace.merge([trace]).save(target)
-        return
-
-    def part(rank: int) -> Path:
-        return target.with_name(f".{target.stem}.rank{rank}.json")
-
-    error = None
-    try:
-        trace.save(part(world.rank))
-    except OSError as caught:
-        error = str(caught)
-    said = world.all_gather_objects(error)
-    if world.rank == 0:
-        present = [rank for rank in range(world.size) if said[rank] is None and part(rank).exists()]
-        try:
-            Trace.merge([Trace.load(part(rank)) for rank in present]).save(target)
-        except OSError as caught:
-            said[0] = str(caught)
-        for rank in present:
-            part(rank).unlink(missing_ok=True)
-        missing = sorted(set(range(world.size)) - set(present))
-        if (missing and world.kind == "real") or said[0]:
-            why = next((text for text in said if text), "the run folder is not shared by all ranks")
-            warnings.warn(f"{target}: the trace lacks ranks {missing} ({why})", stacklevel=2)
-    world.barrier()

@@ -4,6 +4,7 @@ Real and modelled runs write the same thing, so their timelines can be laid side
 """
 
 import json
+import math
 import os
 import threading
 import time
@@ -140,7 +141,7 @@ class Trace:
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            partial.write_text(json.dumps(self._document(), default=str))
+            partial.write_text(json.dumps(self._document(), default=str, allow_nan=False))
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -148,10 +149,10 @@ class Trace:
     def _document(self) -> dict[str, object]:
         spans = self.spans
         origin = min((span.start for span in spans), default=0.0)
-        events: list[dict[str, object]] = [
-            {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
-            for rank in sorted({span.rank for span in spans})
-        ]
+        events: list[dict[str, object]] = []
+        for rank in sorted({span.rank for span in spans}):
+            events.append({"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}})
+            events.append({"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}})
         for (rank, lane), thread, members in _threads(spans):
             about = {"ph": "M", "pid": rank, "tid": thread}
             events.append({**about, "name": "thread_name", "args": {"name": lane}})
@@ -204,11 +205,16 @@ def _event(span: Span, thread: int, origin: float) -> dict[str, object]:
         "pid": span.rank,
         "tid": thread,
         "ts": round((span.start - origin) * 1e6, 3),
-        "args": dict(span.args),
+        "args": {key: _plain(value) for key, value in span.args.items()},
     }
     if span.end == span.start:
         return {**event, "ph": "i", "s": "t"}
     return {**event, "ph": "X", "dur": round((span.end - span.start) * 1e6, 3)}
+
+
+def _plain(value: object) -> object:
+    # JSON has no NaN and no infinity, and viewers refuse a file that has.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _span(event: dict[str, Any], origin: float) -> Span:

@@ -11,12 +11,13 @@ from exafield.meter import Clock, Meter
 from exafield.precision import Precision, autocast, check_precision
 from exafield.problem import Problem
 from exafield.reduce import Reducer
-from exafield.report import Report, save_trace
+from exafield.report import Report
 from exafield.seat import Seat, Seats
 from exafield.source import Loader, Sampler
 from exafield.state import random_state, seed_everything, set_random_state
 from exafield.store import RunFolder
 from exafield.trace import Trace
+from exafield.tracefile import remove_parts, save_part, save_trace
 from exafield.world import World
 
 
@@ -71,6 +72,8 @@ class Trainer:
         self.problem, self.world, self.folder = problem, world, folder
         self.precision, self.accumulate, self.log_every = precision, accumulate, log_every
         self.trace = trace if trace is not None else Trace(world.rank, enabled=folder is not None)
+        if folder is not None and world.rank == 0:
+            remove_parts(folder.trace)
         sampler = Sampler(len(problem.source), batch_size, world.rank, world.size, seed)
         self.loader = Loader(problem.source, sampler, device=world.device, prefetch=prefetch, trace=self.trace)
         seed_everything(seed)
@@ -90,7 +93,7 @@ class Trainer:
     def step(self) -> None:
         """One step: every player makes its moves, in turn. Look at :meth:`metrics` now and then."""
         draws: list[list[dict[str, Tensor]]] = []
-        with self.meter.step():
+        with self.trace.span("trainer", "step", number=self.steps), self.meter.step():
             for player, seat in self.seats:
                 if seat is not None and player.begin is not None:
                     player.begin(self.steps)
@@ -153,6 +156,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "random": random_state(self.world.device),
             "flops": self.meter.flops,
+            "published": self.meter.published,
         }
         with self.meter.apart(), self.trace.span("trainer", "checkpoint"):
             return self.seats.save(self.checkpoints, self.steps, mine, {"elapsed": self.elapsed})
@@ -170,7 +174,8 @@ class Trainer:
         if found is None:
             return False
         self.steps, mine, about = found
-        self.elapsed, self.meter.flops = about["elapsed"], mine["flops"]
+        self.elapsed = about["elapsed"]
+        self.meter.flops, self.meter.published = mine["flops"], mine.get("published", 0)
         self.loader.load_state_dict(mine["loader"])
         set_random_state(mine["random"], self.world.device)
         self.report.resume(self.steps)
@@ -229,6 +234,10 @@ class Trainer:
             if self.folder is not None:
                 self.save()
                 save_trace(self.trace, self.world, self.folder.trace)
+        except BaseException:
+            if self.folder is not None:
+                save_part(self.trace, self.world, self.folder.trace)
+            raise
         finally:
             self.loader.pause()
             self.report.end()

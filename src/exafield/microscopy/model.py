@@ -6,13 +6,12 @@ in :func:`published` the detector is the image, and scan positions are channels 
 arXiv:1909.11150).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class DenseBlock(nn.Module):
@@ -231,34 +230,3 @@ def published(probes: int = 1024, growth: int = 128, kernel: int = 3) -> DenseNe
 def weights(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def published_flops(model: nn.Module, call: Callable[[], object]) -> int:
-    """FLOPs of a training step as Laanait et al. count them: three times the convolutions of `call()`.
-
-    Per convolution 2 kh kw C_in C_out H W with the size of its input, strides not divided out; biases,
-    activations and pooling ignored.
-    """
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        (x,) = inputs
-        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-        total += 2 * module.weight.numel() * x.shape[0] * x.shape[-2] * x.shape[-1]
-
-    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    try:
-        with torch.no_grad():
-            call()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return 3 * total
-
-
-def exact_flops(call: Callable[[], Tensor]) -> int:
-    """FLOPs of `call()` and its backward pass, by torch's counter: `call` returns a scalar loss."""
-    with FlopCounterMode(display=False) as counter:
-        call().backward()
-    return int(counter.get_total_flops())
