@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from exafield import state
 from exafield.channel import LoopbackChannel
 from exafield.message import Phase, Topology
-from exafield.reduce import Flat, Grouped, Hierarchical, Reducer, flat, hierarchical
+from exafield.reduce import Flat, Grouped, Hierarchical, Reducer, Reduction, flat, hierarchical
 from exafield.reduce.collective import Collective
 from exafield.reduce.exchange import Compress, checked
 from exafield.reduce.pipeline import Pipeline
@@ -346,5 +347,40 @@ def trained(world: World) -> None:
     assert (weights["rounded"] - weights["plain"]).norm() < 0.1 * weights["plain"].norm()
 
 
+def resumed(world: World) -> None:
+    """With lag and feedback, a run that was saved goes on to the last bit."""
+
+    def begun() -> tuple[torch.nn.Module, torch.optim.Optimizer, Reduction]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 256), torch.nn.Tanh(), torch.nn.Linear(256, 1))
+        reducer = Reducer(grouping=Grouped(3), collective=Hierarchical(1, "bf16", True), lag=1)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1), reducer.attach(model, world)
+
+    def advance(model: torch.nn.Module, optimizer: torch.optim.Optimizer, reduction: Reduction, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(16, 8, generator=torch.Generator().manual_seed(100 * step + world.rank))
+            optimizer.zero_grad()
+            (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            if reduction.finish():
+                optimizer.step()
+
+    model, optimizer, reduction = begun()
+    advance(model, optimizer, reduction, range(5))
+    saved = state.pack([model.state_dict(), reduction.state_dict(), reduction.lagged()])
+    advance(model, optimizer, reduction, range(5, 9))
+    again, optimizer, reduction = begun()
+    weights, plan, lagged = state.unpack(saved)
+    again.load_state_dict(weights)
+    reduction.load_state_dict(plan)
+    reduction.load_lagged(lagged)
+    advance(again, optimizer, reduction, range(5, 9))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def under_a_reducer(world: World) -> None:
+    trained(world)
+    resumed(world)
+
+
 def test_a_reducer_takes_any_collective() -> None:
-    run_ranks(4, trained, nodes="aabb")
+    run_ranks(4, under_a_reducer, nodes="aabb")
