@@ -25,9 +25,13 @@ def mark(name, text=""):
 mark(f"pid{rank}", os.getpid())
 if what == "environment":
     print(*[os.environ[n] for n in sys.argv[3:]])
-elif what == "deaf":
+elif what.startswith("deaf"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+elif what in ("polite", "one-fails"):
+    asked = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: asked.append(number))
 elif what == "child":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     mark(f"child{rank}", child.pid)
@@ -35,7 +39,7 @@ mark(f"ready{rank}")
 while not all((folder / f"ready{r}").exists() for r in range(int(os.environ["WORLD_SIZE"]))):
     time.sleep(0.01)
 if rank == 1:
-    if what in ("raise", "deaf", "child"):
+    if what in ("raise", "deaf-raise", "child"):
         raise ValueError("the flux capacitor is empty")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -44,6 +48,12 @@ if rank == 1:
         sys.exit("the real reason")
 if rank == 0 and what == "victim":
     sys.exit(70)
+if what in ("polite", "one-fails"):
+    while not asked:
+        time.sleep(0.01)
+    time.sleep(0.8)  # longer than grace: this is the checkpoint
+    mark(f"asked{rank}", asked[0])
+    sys.exit("no space left" if what == "one-fails" and rank == 1 else 0)
 if what in ("environment", "well"):
     sys.exit(0)
 time.sleep(600)
@@ -54,7 +64,7 @@ time.sleep(600)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the ranks' module lies; afterwards none of the processes they told of may live."""
     (tmp_path / "lone_rank.py").write_text(RANK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     yield tmp_path
     deadline = time.monotonic() + 5
     while any(lives(pid) for pid in pids(tmp_path)) and time.monotonic() < deadline:
@@ -124,7 +134,7 @@ def test_a_rank_that_raises_is_quoted(folder: Path) -> None:
 
 def test_ranks_deaf_to_sigterm_are_killed(folder: Path) -> None:
     with pytest.raises(RankFailed, match="flux capacitor"):
-        run(folder, "deaf", grace=0.3)
+        run(folder, "deaf-raise", grace=0.3)
 
 
 def test_what_ranks_have_started_ends_too(folder: Path) -> None:
@@ -139,17 +149,17 @@ def test_the_blame_goes_to_the_cause(folder: Path) -> None:
     assert str(caught.value).endswith("the real reason")
 
 
-def launcher(folder: Path, what: str) -> "subprocess.Popen[str]":
-    code = f"from exafield.launch import spawn; spawn([{str(folder)!r}, {what!r}], 2, module='lone_rank', grace=0.5)"
+def launcher(folder: Path, what: str, stop_grace: float = 20.0) -> "subprocess.Popen[str]":
+    arguments = f"[{str(folder)!r}, {what!r}], 2, module='lone_rank', grace=0.5, stop_grace={stop_grace}"
+    code = f"from exafield.launch import spawn; spawn({arguments})"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for(folder / "ready0", folder / "ready1")
     return process
 
 
-@pytest.mark.parametrize("what", ["wait", "deaf-wait"])
+@pytest.mark.parametrize("what", ["wait", "deaf"])
 def test_ctrl_c_ends_all(folder: Path, what: str) -> None:
-    (folder / "lone_rank.py").write_text(RANK.replace('"deaf":', '"deaf-wait":'))
     process = launcher(folder, what)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
@@ -157,15 +167,42 @@ def test_ctrl_c_ends_all(folder: Path, what: str) -> None:
     assert process.returncode != 0
 
 
-def test_sigterm_ends_all(folder: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_that_do_not_train_die_of_stop_signals(folder: Path, sent: signal.Signals) -> None:
     process = launcher(folder, "wait")
-    process.terminate()
+    process.send_signal(sent)
     process.communicate(timeout=30)
+    assert process.returncode == 128 + sent
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_asked_to_stop_may_take_their_time(folder: Path, sent: signal.Signals) -> None:
+    process = launcher(folder, "polite")
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert [int((folder / f"asked{rank}").read_text()) for rank in range(2)] == [sent, sent]
+
+
+def test_a_rank_that_fails_to_stop_well_is_blamed(folder: Path) -> None:
+    process = launcher(folder, "one-fails")
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "RankFailed: rank 1 of 2 ended with exit code 1" in errors
+    assert "no space left" in errors
+
+
+def test_ranks_that_do_not_stop_in_time_are_ended(folder: Path) -> None:
+    process = launcher(folder, "deaf", stop_grace=0.3)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
+    assert "the ranks have not ended within 0 s of SIGTERM: ending them" in errors
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(folder: Path) -> None:
-    process = launcher(folder, "deaf-wait")
+    process = launcher(folder, "deaf")
     process.kill()
     process.communicate(timeout=30)  # and the fixture looks
 

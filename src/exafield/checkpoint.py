@@ -42,12 +42,14 @@ class Loaded:
 
     Args:
         step: the training step after which it was written.
+        ranks: how many wrote it.
         about: the plain values saved for all ranks.
         shared: the trees asked for, by name.
-        mine: this rank's own tree.
+        mine: this rank's own tree; rank 0's, if it was written by another number of ranks.
     """
 
     step: int
+    ranks: int
     about: dict[str, Any]
     shared: dict[str, Tree]
     mine: Tree
@@ -191,8 +193,8 @@ class Checkpoints:
         Returns:
             None if there is no checkpoint at all.
         Raises:
-            CheckpointError: on all ranks, if none is whole, or if the newest whole one was written by another
-                number of ranks or a newer exafield.
+            CheckpointError: on all ranks, if none is whole, or if the newest whole one does not hold what is expected
+                or was written by a newer exafield.
         """
         if self.world.rank == 0:
             with suppress(OSError):  # a folder that may only be read is read as it is
@@ -235,12 +237,6 @@ class Checkpoints:
         for name, (size, _) in files.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise _DamageError(f"{name} is missing or cut short")
-        if manifest["ranks"] != self.world.size:
-            raise CheckpointError(
-                f"it was written by {manifest['ranks']} ranks and this run has {self.world.size}: "
-                f"resume with --ranks {manifest['ranks']}; a change of ranks is not supported yet"
-            )
-
         for name, value in expected.items():
             if manifest["about"].get(name) != value:
                 raise CheckpointError(
@@ -258,7 +254,8 @@ class Checkpoints:
                 raise _DamageError(f"{name} does not hold a state: {error}") from error
 
         shared = {name: tree(f"{name}.safetensors") for name in wanted}
-        return Loaded(step, manifest["about"], shared, tree(_rank_file(self.world.rank)))
+        mine = self.world.rank if manifest["ranks"] == self.world.size else 0
+        return Loaded(step, manifest["ranks"], manifest["about"], shared, tree(_rank_file(mine)))
 
 
 def _rank_file(rank: int) -> str:

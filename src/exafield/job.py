@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from exafield import __version__, assembly, runfile
@@ -55,11 +58,13 @@ class Outcome:
         folder: of the run.
         picture: drawn by the problem, if it could.
         reached: whether every line of the problem's gate was reached; True where there is none.
+        stopped: number of the signal that ended it before it was complete, or 0.
     """
 
     folder: Path
     picture: Path | None
     reached: bool
+    stopped: int = 0
 
 
 # ---- data ----
@@ -114,6 +119,28 @@ def generate(settings: Simulation, engine: MapEngine, say: Callable[[str], None]
 # ---- carrying it out ----
 
 
+@contextmanager
+def stopping() -> Iterator[Callable[[], int]]:
+    """Inside, SIGTERM and SIGUSR1 are noted instead of obeyed; gives what tells the first one's number, 0 before.
+
+    Only a main thread may choose what signals do; in others nothing is changed.
+    """
+    noted = [0]
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted[0] = noted[0] or number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield lambda: noted[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _made(run: Run, resume: Path | None) -> RunFolder:
     if resume is not None:
         return RunFolder(resume)
@@ -151,6 +178,10 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
         run: what to do.
         resume: folder of a run to go on with, from its newest whole checkpoint.
         say: prints a line; only rank 0's is called, but for data generation.
+
+    While it trains, SIGTERM or SIGUSR1 to any rank ends it on all ranks at the same step, with a checkpoint and no
+    error. What is only written for a complete run (scores, picture, gate) is then missing.
+
     Raises:
         RunError: a setting makes no sense; on all ranks.
         others: see :meth:`exafield.trainer.Trainer.fit`.
@@ -178,15 +209,22 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
                 log_every=record.log_every,
                 keep=record.keep,
             )
-        if resume is not None and not trainer.resume() and first:
-            say("there is no checkpoint to resume from: starting at step 0")
-        values = trainer.fit(
-            training.steps,
-            training.seconds,
-            evaluate_every=record.evaluate_every,
-            checkpoint_every=record.checkpoint_every,
-        )
-        return _judge(question, world, folder, trainer.steps, values, say)
+        with stopping() as stop:
+            if resume is not None and not trainer.resume(training.on_resize) and first:
+                say("there is no checkpoint to resume from: starting at step 0")
+            values = trainer.fit(
+                training.steps,
+                training.seconds,
+                evaluate_every=record.evaluate_every,
+                checkpoint_every=record.checkpoint_every,
+                stop=stop,
+            )
+            if trainer.stopped:
+                if first:
+                    by, on = signal.Signals(trainer.stopped).name, f"{run.problem.name} --resume {folder.path}"
+                    say(f"stopped by {by} at step {trainer.steps}; go on with: exafield train {on}")
+                return Outcome(folder.path, None, True, trainer.stopped)
+            return _judge(question, world, folder, trainer, values, say)
 
 
 @contextmanager
@@ -201,7 +239,12 @@ def _settings_blamed() -> Iterator[None]:
 
 
 def _judge(
-    question: Problem, world: World, folder: RunFolder, steps: int, values: dict[str, float], say: Callable[[str], None]
+    question: Problem,
+    world: World,
+    folder: RunFolder,
+    trainer: Trainer,
+    values: dict[str, float],
+    say: Callable[[str], None],
 ) -> Outcome:
     """Scores, picture and gate; rank 0 prints them and keeps them in the run folder."""
     verdict = question.report(world) if isinstance(question, Judged) else None
@@ -217,8 +260,9 @@ def _judge(
         reached = all(good for good, _ in gate)
         result = {
             **_RESULT,
-            "steps": steps,
+            "steps": trainer.steps,
             "ranks": world.size,
+            "batch": dataclasses.asdict(trainer.batch),
             "evaluation": values,
             "report": dataclasses.asdict(verdict) if dataclasses.is_dataclass(verdict) else None,
             "gate": [{"reached": good, "line": line} for good, line in gate],

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -23,6 +24,10 @@ _POLL = 0.02
 _GRACE = 10.0
 _SETTLE = 3.0
 _TAIL = 12
+# How long ranks may take to write a checkpoint when they are asked to stop [s]; our choice: a disk's worst pause.
+_STOP_GRACE = 120.0
+# Signals that ask a run to stop at the next step.
+_STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -65,22 +70,31 @@ def bind_to_parent(environ: Mapping[str, str] = os.environ) -> None:
         os._exit(VICTIM)
 
 
-def spawn(argv: Sequence[str], ranks: int, *, module: str = "exafield", grace: float = _GRACE) -> None:
+def spawn(
+    argv: Sequence[str],
+    ranks: int,
+    *,
+    module: str = "exafield",
+    grace: float = _GRACE,
+    stop_grace: float = _STOP_GRACE,
+) -> None:
     """Runs ``python -m MODULE ARGV`` as `ranks` processes of one world on this machine and waits for all.
 
     Rank 0 writes to this terminal; what the others print comes with their number in front. If a rank fails, or on
-    Ctrl-C or SIGTERM, the others are told to end, and are killed if they do not.
+    Ctrl-C, the others are told to end, and are killed if they do not. SIGTERM and SIGUSR1 are passed on to every
+    rank: those that train write a checkpoint and end well, and so does this call.
 
     Args:
         argv: the command line of every rank.
         ranks: how many.
         module: what is run; it must call :func:`bind_to_parent`.
-        grace: how long a rank may take to end when told so [s].
+        grace: how long a rank may take to end when another one failed, or on Ctrl-C [s].
+        stop_grace: how long a rank may take to end after SIGTERM or SIGUSR1 [s].
     Raises:
         ValueError: `ranks` is below one.
         RankFailed: a rank ended with an error.
         KeyboardInterrupt: Ctrl-C, after all ranks have ended.
-        SystemExit: SIGTERM, after all ranks have ended.
+        SystemExit: SIGTERM or SIGUSR1 that ranks died of, or did not end after, once all have ended.
     """
     check_ranks(ranks)
     if ranks > cores():
@@ -94,18 +108,17 @@ def spawn(argv: Sequence[str], ranks: int, *, module: str = "exafield", grace: f
                 # One by one: should a start fail, the earlier ones are known and get ended.
                 member = _Rank(rank, [sys.executable, "-m", module, *argv], _environment(rank, ranks, port))
                 members.append(member)
-            while any(m.running for m in members) and not noted and not any(m.failed for m in members):
-                time.sleep(_POLL)
-            culprit = _culprit(members)
-            if culprit is not None or noted:
+            late = _watch(members, noted, stop_grace)
+            culprit = None if late else _culprit(members, noted)
+            if any(m.running for m in members):
                 _end(members, noted, grace)
         finally:
             _sweep(members)
     if culprit is not None:
         raise RankFailed(culprit.rank, culprit.code, _verdict(culprit, members, time.monotonic() - started))
-    if noted:
-        if noted[0] == signal.SIGINT:
-            raise KeyboardInterrupt
+    if signal.SIGINT in noted:
+        raise KeyboardInterrupt
+    if noted and any(m.failed for m in members):
         raise SystemExit(128 + noted[0])
 
 
@@ -114,6 +127,7 @@ class _Rank:
 
     def __init__(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.rank = rank
+        self.was_stopped = False
         self.tail: deque[str] = deque(maxlen=_TAIL)
         # A process group of its own: what the rank starts can be ended with it, and Ctrl-C reaches it once,
         # through us. Rank 0 keeps the terminal, so that it can draw a progress bar.
@@ -146,6 +160,12 @@ class _Rank:
     @property
     def failed(self) -> bool:
         return self.code != 0
+
+    def look(self) -> None:
+        """Notes whether the process is stopped, as by SIGSTOP."""
+        with suppress(OSError):
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            self.was_stopped = state == "T"
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -201,7 +221,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of acting on them. Only a main thread is sent any."""
+    """Collects SIGINT, SIGTERM and SIGUSR1 instead of acting on them. Only a main thread is sent any."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
@@ -210,7 +230,7 @@ def _signals_noted() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *_STOPS)}
     try:
         yield noted
     finally:
@@ -218,12 +238,34 @@ def _signals_noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _watch(members: Sequence["_Rank"], noted: Sequence[int], stop_grace: float) -> bool:
+    """Waits until all ranks have ended, one has failed, or they should be ended; passes stop signals on.
+
+    Returns:
+        whether ranks were asked to stop and have not done so in time.
+    """
+    passed, deadline = 0, float("inf")
+    while any(m.running for m in members) and not any(m.failed for m in members) and signal.SIGINT not in noted:
+        for number in noted[passed:]:
+            if not passed:
+                deadline = time.monotonic() + stop_grace
+            passed += 1
+            for member in members:
+                member.process.send_signal(number)  # to the rank alone: what it has started is its own to end
+        if time.monotonic() > deadline:
+            _say(f"the ranks have not ended within {stop_grace:.0f} s of {signal.Signals(noted[0]).name}: ending them")
+            return True
+        time.sleep(_POLL)
+    return False
+
+
 def _end(members: Sequence[_Rank], noted: Sequence[int], grace: float) -> None:
-    """Ends what still runs: first with the signal we got (or SIGTERM), after `grace` or a second signal for good."""
+    """Ends what still runs: first with SIGINT if we got that (or SIGTERM), after `grace` or one more for good."""
     for member in members:
-        member.signal(noted[0] if noted else signal.SIGTERM)
-    deadline, known = time.monotonic() + grace, len(noted)
-    while any(m.running for m in members) and time.monotonic() < deadline and len(noted) == known:
+        member.look()
+        member.signal(signal.SIGINT if signal.SIGINT in noted else signal.SIGTERM)
+    deadline, known = time.monotonic() + grace, noted.count(signal.SIGINT)
+    while any(m.running for m in members) and time.monotonic() < deadline and noted.count(signal.SIGINT) == known:
         time.sleep(_POLL)
 
 
@@ -239,11 +281,15 @@ def _sweep(members: Sequence[_Rank]) -> None:
             thread.join(timeout=2.0)
 
 
-def _culprit(members: Sequence[_Rank]) -> _Rank | None:
-    """The rank that failed first. Of several seen at once: one killed by a signal, else one that is no victim."""
+def _culprit(members: Sequence[_Rank], noted: Sequence[int]) -> _Rank | None:
+    """The rank that failed first. Of several seen at once: one killed by a signal, else one that is no victim.
+
+    Nobody is to blame for dying of a signal that was passed on: such a rank had not begun to train.
+    """
     deadline = time.monotonic() + _SETTLE
     while True:
-        failed = [m for m in members if m.failed]
+        obeyed = [m for m in members if -m.code in noted]
+        failed = [m for m in members if m.failed and m not in obeyed and not (obeyed and m.code == VICTIM)]
         first = min(failed, key=lambda m: (m.code == VICTIM, m.code > 0, m.rank), default=None)
         # A victim may end before the rank that told it to.
         if first is None or first.code != VICTIM or time.monotonic() > deadline:
@@ -260,6 +306,9 @@ def _verdict(culprit: _Rank, members: Sequence[_Rank], seconds: float) -> str:
     else:
         how = f"ended with exit code {culprit.code}"
     others = "" if len(members) == 1 else "; the other ranks have been ended"
+    stopped = [str(m.rank) for m in members if m.was_stopped]
+    if stopped:
+        others += f"; rank {', '.join(stopped)} had been stopped (SIGSTOP)"
     said = "".join(f"\n  | {line}" for line in culprit.tail)
     last = f"\nwhat it wrote to stderr last:{said}" if said else ""
     return f"rank {culprit.rank} of {len(members)} {how} after {seconds:.1f} s{others}{last}"

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -12,8 +12,10 @@ from exafield.flops import Operations
 from exafield.seat import Seats
 from exafield.world import World
 
-# How often the ranks agree on the time, where it matters [s]: seldom enough to cost nothing; our choice.
+# How often the ranks agree on the time and on ending [s]: seldom enough to cost nothing; our choice.
 TICK = 0.25
+# And at least every so many steps, should these become slow; our choice.
+_MOST_CALLS = 64.0
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -28,15 +30,14 @@ def _uncompiled() -> AbstractContextManager[object]:
 class Meter:
     """Collects what :meth:`read` turns into metrics.
 
-    Args:
-        samples: drawn per step by all ranks together.
     Attributes:
+        samples: drawn per step by all ranks together.
         flops, published: floating-point operations of a step on this rank, counted in two ways, see
             :class:`exafield.flops.Operations`; 0 before the first step.
     """
 
-    def __init__(self, seats: Seats, world: World, samples: int) -> None:
-        self._seats, self._world, self._samples = seats, world, samples
+    def __init__(self, seats: Seats, world: World) -> None:
+        self._seats, self._world, self.samples = seats, world, 0
         self.steps = 0
         self.flops = self.published = 0
         self._waited = 0.0
@@ -103,7 +104,7 @@ class Meter:
             for player, total, count in zip(players, pairs[::2], pairs[1::2], strict=True)
         }
         rates = {
-            "samples/s": steps * self._samples / took,
+            "samples/s": steps * self.samples / took,
             "FLOP/s": flops / took,
             "published FLOP/s": published / took,
         }
@@ -123,27 +124,34 @@ def _first(found: list[Mapping[str, int]]) -> str:
 
 
 class Clock:
-    """Seconds of training. A shared one goes by rank 0's, looked at about every TICK; in between it stands still.
+    """Seconds of training, and whether it should end. Several ranks go by rank 0's time, and by all ranks' stops.
+
+    They agree about every TICK, at the same call on all; in between the clock stands still, and a call costs a
+    comparison. One rank alone needs no agreement: its clock is always right.
 
     Args:
         elapsed: what it starts at [s].
-        shared: whether all ranks must read the same. `read` is then collective.
+        stop: says whether training should end: 0 if not, else why.
     """
 
-    def __init__(self, world: World, elapsed: float, shared: bool) -> None:
-        self._world, self._shared, self._elapsed = world, shared, elapsed
+    def __init__(self, world: World, elapsed: float, stop: Callable[[], int]) -> None:
+        self._world, self._stop, self._elapsed = world, stop, elapsed
         self._origin = time.perf_counter() - elapsed
-        self._calls = self._next = self._last = 0
+        self._calls = self._next = self._last = self._stopped = 0
 
-    def read(self) -> float:
-        """Seconds of training so far."""
+    def read(self) -> tuple[float, int]:
+        """Seconds of training so far, and the greatest `stop` of all ranks. Collective."""
         now = time.perf_counter() - self._origin
-        if not self._shared:
-            return now
+        if self._world.kind != "real":
+            return now, self._stop()
         self._calls += 1
         if self._calls >= self._next:
             per_call = max((now - self._elapsed) / max(1, self._calls - self._last), 1e-9)
-            word = torch.tensor([now, max(1.0, TICK // per_call)], dtype=torch.float64)
-            self._world.broadcast(word)
-            self._elapsed, self._last, self._next = float(word[0]), self._calls, self._calls + int(word[1])
-        return self._elapsed
+            calls = min(max(1.0, TICK // per_call), _MOST_CALLS)
+            word = torch.tensor([self._stop(), now, calls], dtype=torch.float64)
+            if self._world.rank:
+                word[1:] = 0.0
+            self._world.all_reduce(word, "max")
+            self._stopped = int(word[0])
+            self._elapsed, self._last, self._next = float(word[1]), self._calls, self._calls + int(word[2])
+        return self._elapsed, self._stopped

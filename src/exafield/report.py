@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol, runtime_checkable
 
 FORMAT = "exafield-metrics"
@@ -196,10 +197,15 @@ class Report:
         self._record("evaluate", step, values)
         self.say(f"step {step:>6}  evaluation: {describe(values)}")
 
-    def resume(self, step: int) -> None:
-        """The run goes on from a checkpoint: what was recorded after `step` no longer counts."""
-        self._record("resume", step, {})
-        self.say(f"resumed at step {step}")
+    def resume(self, step: int, change: str = "", values: Mapping[str, float] = MappingProxyType({})) -> None:
+        """The run goes on from a checkpoint: what was recorded after `step` no longer counts.
+
+        Args:
+            change: what is different from now on, in words.
+            values: to be recorded.
+        """
+        self._record("resume", step, values)
+        self.say(f"resumed at step {step}{change and f', {change}'}")
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         if self._log is not None:

@@ -164,6 +164,8 @@ class Training:
         seconds: of training in all [s]; such a run does not repeat bit for bit.
         batch_size: samples per rank and draw.
         accumulate: draws whose gradients are added up before a step.
+        on_resize: when a run goes on with another number of ranks, keep the global batch (by accumulating more or
+            less), or scale it with them. The learning rate stays.
         seed: of everything random.
         precision: bf16 and fp16 run the losses under autocast, fp16 with a dynamic loss scale; weights stay in fp32.
         clip: greatest norm of the gradient. None: no limit.
@@ -176,6 +178,7 @@ class Training:
     seconds: float | None = None
     batch_size: int = 8
     accumulate: int = 1
+    on_resize: Literal["keep", "scale"] = "keep"
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: float | None = 1.0

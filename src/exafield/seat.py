@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from exafield.checkpoint import Checkpoints, agree
+from exafield.checkpoint import Checkpoints, Loaded, agree
 from exafield.precision import LossScale, Precision
 from exafield.problem import Player
 from exafield.reduce import Reducer
@@ -138,10 +138,14 @@ class Seat:
     # ---- state ----
 
     def unsound(self) -> str | None:
-        """Why the player is not worth saving: a parameter that is not finite."""
-        for name, parameter in self._module.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                return f"parameter {name!r} of player {self.player.name!r} is NaN or infinite"
+        """Why the player is not worth saving: a parameter that is not finite, or will not be after the next step."""
+        numbers: dict[str, Tensor] = {f"parameter {name!r}": value for name, value in self._module.named_parameters()}
+        if self._clip is None and self._precision == "fp32":  # otherwise the step that would apply it is skipped
+            late = self.reduction.lagged() or {}
+            numbers |= {f"the gradient kept of parameter {name!r}": value for name, value in late.items()}
+        for what, value in numbers.items():
+            if not bool(torch.isfinite(value).all()):
+                return f"{what} of player {self.player.name!r} is NaN or infinite"
         return None
 
     def shared_state(self) -> Tree:
@@ -169,11 +173,17 @@ class Seat:
                 text = f"it was trained with another optimiser than {type(self.player.optimiser).__name__}"
         return f"player {self.player.name!r}: {text}" if text else None
 
-    def load_state(self, shared: Tree, own: Tree) -> None:
-        """Takes over a state; all ranks of the player together."""
+    def load_state(self, shared: Tree, own: Tree, resized: bool = False) -> None:
+        """Takes over a state; all ranks of the player together.
+
+        Args:
+            resized: it was saved by another number of ranks, and `own` is that of their rank 0. Its buffers and its
+                plan are taken; what was tuned is tuned anew, and what compression still owed is let go.
+        """
         self._module.load_state_dict({**shared["model"], **own["buffers"]})
         self.optimiser.load_state_dict(shared["optimiser"])
-        self.reduction.load_state_dict(own["reducer"])
+        anew: dict[str, Any] = {"links": {}, "control": None, "tuned": False} if resized else {}
+        self.reduction.load_state_dict(own["reducer"] | anew)
         self.reduction.load_lagged(shared.get("lagged"))
         if self.scale is not None and shared.get("scale") is not None:
             self.scale.load_state_dict(shared["scale"])
@@ -246,20 +256,27 @@ class Seats:
             refusal=next((text for seat in self.here.values() if (text := seat.unsound())), None),
         )
 
-    def load(self, checkpoints: Checkpoints) -> tuple[int, Tree, dict[str, Any]] | None:
-        """Takes over the newest whole checkpoint: its step, `mine` and `about`; None if there is none. Collective.
+    def read(self, checkpoints: Checkpoints) -> Loaded | None:
+        """The newest whole checkpoint, if it fits these players; None if there is none. Collective.
 
         Raises:
-            CheckpointError: on all ranks; nothing was taken over.
+            CheckpointError: on all ranks.
         """
         loaded = checkpoints.load(list(self.here), {"players": self._described()})
         if loaded is None:
             return None
-        misfits = [text for name, seat in self.here.items() if (text := seat.misfit(loaded.shared[name]))]
-        agree(self._world, "; ".join(misfits) or None, f"{checkpoints.path(loaded.step)} does not fit")
+        texts = [text for name, seat in self.here.items() if (text := seat.misfit(loaded.shared[name]))]
+        parted = [player.name for player in self.players if player.ranks is not None]
+        if parted and loaded.ranks != self._world.size:
+            texts.append(f"player {parted[0]!r} lives on some ranks only: resume on {loaded.ranks} ranks, as before")
+        agree(self._world, "; ".join(texts) or None, f"{checkpoints.path(loaded.step)} does not fit")
+        return loaded
+
+    def take(self, loaded: Loaded) -> None:
+        """Takes over what :meth:`read` gave. Collective."""
         for name, seat in self.here.items():
-            seat.load_state(loaded.shared[name], loaded.mine["players"][name])
-        return loaded.step, loaded.mine["trainer"], loaded.about
+            own = loaded.mine["players"][name]
+            seat.load_state(loaded.shared[name], own, resized=loaded.ranks != self._world.size)
 
     def _described(self) -> list[object]:
         return [[player.name, player.ranks and list(player.ranks)] for player in self.players]

@@ -1,12 +1,14 @@
 """Trainer: the loop. Every player moves in turn; the rest is looking after them."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor
 
-from exafield.checkpoint import Checkpoints
+from exafield.batch import Batch, BatchError, OnResize
+from exafield.checkpoint import CheckpointError, Checkpoints
 from exafield.meter import Clock, Meter
 from exafield.precision import Precision, autocast, check_precision
 from exafield.problem import Problem
@@ -63,17 +65,19 @@ class Trainer:
         trace: Trace | None = None,
         report: Report | None = None,
     ) -> None:
-        for name, value in (("accumulate", accumulate), ("log_every", log_every)):
+        for name, value in (("batch_size", batch_size), ("accumulate", accumulate), ("log_every", log_every)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         check_precision(precision)
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {clip}")
         self.problem, self.world, self.folder = problem, world, folder
-        self.precision, self.accumulate, self.log_every = precision, accumulate, log_every
+        self.precision, self.log_every = precision, log_every
         self.trace = trace if trace is not None else Trace(world.rank, enabled=folder is not None)
         if folder is not None and world.rank == 0:
             remove_parts(folder.trace)
+        self._given = Batch(batch_size, accumulate, world.size)
+        self._seed = seed
         sampler = Sampler(len(problem.source), batch_size, world.rank, world.size, seed)
         self.loader = Loader(problem.source, sampler, device=world.device, prefetch=prefetch, trace=self.trace)
         seed_everything(seed)
@@ -81,12 +85,18 @@ class Trainer:
         settings = {"precision": precision, "clip": clip, "cache": cache}
         self.seats = Seats(problem.players(world), world, reducer or Reducer(), self.trace, **settings)
         seed_everything(seed, 1 + world.rank)
-        draws = max(player.moves for player in self.seats.players) * accumulate
-        self.meter = Meter(self.seats, world, draws * batch_size * world.size)
+        self.meter = Meter(self.seats, world)
+        self._deal(self._given)
         self.report = report or Report(world.rank == 0, folder.metrics if folder else None)
         self.checkpoints = Checkpoints(folder.checkpoints, world, keep) if folder else None
-        self.steps, self.elapsed = 0, 0.0
+        self.steps, self.elapsed, self.stopped = 0, 0.0, 0
         world.on_close(self.close)
+
+    def _deal(self, batch: Batch) -> None:
+        """From now on steps are of this batch."""
+        self.batch = batch
+        self.loader.sampler.batch_size = batch.size
+        self.meter.samples = max(player.moves for player in self.seats.players) * batch.whole
 
     # ---- one step ----
 
@@ -99,7 +109,7 @@ class Trainer:
                     player.begin(self.steps)
                 for move in range(player.moves):
                     if move == len(draws):  # all ranks draw alike, whoever lives on them
-                        draws.append([self._draw() for _ in range(self.accumulate)])
+                        draws.append([self._draw() for _ in range(self.batch.accumulate)])
                     if seat is not None:
                         self._move(seat, draws[move])
         self.steps += 1
@@ -159,26 +169,42 @@ class Trainer:
             "published": self.meter.published,
         }
         with self.meter.apart(), self.trace.span("trainer", "checkpoint"):
-            return self.seats.save(self.checkpoints, self.steps, mine, {"elapsed": self.elapsed})
+            about = {"elapsed": self.elapsed, "batch": self.batch.as_saved(self._given)}
+            return self.seats.save(self.checkpoints, self.steps, mine, about)
 
-    def resume(self) -> bool:
+    def resume(self, on_resize: OnResize = "keep") -> bool:
         """Goes on from the newest checkpoint that is whole; False if there is none. Collective.
 
         With the same number of ranks, configuration and machine the run goes on bit for bit as if it had never
-        stopped, unless a schedule goes by the clock.
+        stopped, unless a schedule goes by the clock. On another number of ranks it goes on with the next sample of the
+        same sequence; random numbers start anew from seed, rank and step, and buffers, such as running means, are
+        rank 0's on all. The global batch is that of the checkpoint, unless `batch_size` or `accumulate` were changed.
 
+        Args:
+            on_resize: on another number of ranks "keep" the global batch, by accumulating more draws or fewer, or
+                "scale" it with them. The learning rate stays as it is scheduled in either case.
         Raises:
             CheckpointError: on all ranks; the checkpoint does not fit this run, or none is whole.
         """
-        found = self.seats.load(self.checkpoints) if self.checkpoints is not None else None
-        if found is None:
+        loaded = self.seats.read(self.checkpoints) if self.checkpoints is not None else None
+        if loaded is None:
             return False
-        self.steps, mine, about = found
-        self.elapsed = about["elapsed"]
-        self.meter.flops, self.meter.published = mine["flops"], mine.get("published", 0)
+        saved = loaded.about.get("batch")
+        try:
+            batch = self._given.resumed(saved, loaded.ranks, on_resize)
+        except BatchError as error:
+            raise CheckpointError(f"the checkpoint of step {loaded.step} cannot be used: {error}") from error
+        self.seats.take(loaded)
+        self.steps, self.elapsed, mine = loaded.step, loaded.about["elapsed"], loaded.mine["trainer"]
+        self._deal(batch)
         self.loader.load_state_dict(mine["loader"])
-        set_random_state(mine["random"], self.world.device)
-        self.report.resume(self.steps)
+        if loaded.ranks == self.world.size:
+            set_random_state(mine["random"], self.world.device)
+        else:
+            seed_everything(self._seed, 1 + self.world.rank, self.steps)
+        if loaded.ranks == self.world.size and (saved is None or saved["whole"] == batch.whole):  # else counted anew
+            self.meter.flops, self.meter.published = mine["flops"], mine.get("published", 0)
+        self.report.resume(self.steps, batch.change(saved, loaded.ranks), dataclasses.asdict(batch))
         return True
 
     def close(self) -> None:
@@ -196,14 +222,20 @@ class Trainer:
         *,
         evaluate_every: int | None = None,
         checkpoint_every: int | None = None,
+        stop: Callable[[], int] = lambda: 0,
     ) -> dict[str, float]:
         """Trains until `steps` steps, or `seconds` of training, are done, counted from the start of the run.
 
         Ends with an evaluation and, where there is a folder, a checkpoint and the trace. Can be called again with
         more steps or seconds. A run by the clock goes by rank 0's on all ranks, and does not repeat bit for bit.
 
+        Args:
+            stop: looked at between steps; once it gives another number than 0 on any rank, all ranks end at the same
+                step, without an evaluation, and have that number in `stopped`. With several ranks that takes about a
+                quarter of a second.
+
         Returns:
-            the metrics of the last evaluation.
+            the metrics of the last evaluation in this call; none if it was stopped before the first.
         Raises:
             NonFiniteLossError, SourceError, CheckpointError, WorldAborted: see there; what was learnt is kept.
         """
@@ -212,24 +244,27 @@ class Trainer:
         for name, every in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
             if every is not None and every < 1:
                 raise ValueError(f"{name} must be 1 step or more, or None, got {every}")
-        shared = seconds is not None or any(player.schedule.timed for player in self.seats.players)
-        clock = Clock(self.world, self.elapsed, shared)
+        clock = Clock(self.world, self.elapsed, stop)
         total = float(steps) if steps is not None else float(seconds or 0.0)
-        evaluated: tuple[int, dict[str, float]] | None = None
+        evaluated: tuple[int, dict[str, float]] = -1, {}
         self.report.begin(self.problem.name, self._done(steps), total, "s" if steps is None else "steps")
         self.meter.begin()
         try:
-            while self._done(steps) < total:
+            _, stopped = clock.read()  # perhaps it is to stop before it begins
+            while self._done(steps) < total and not stopped:
                 self.step()
-                self.elapsed = clock.read()
+                self.elapsed, stopped = clock.read()
                 self.report.advance(self._done(steps))
                 if self.steps % self.log_every == 0:
                     self.metrics()
+                if stopped:
+                    break
                 if evaluate_every and self.steps % evaluate_every == 0:
                     evaluated = self.steps, self.evaluate()
                 if checkpoint_every and self.steps % checkpoint_every == 0:
                     self.save()
-            if evaluated is None or evaluated[0] != self.steps:
+            self.stopped = stopped if self._done(steps) < total else 0
+            if not self.stopped and evaluated[0] != self.steps:
                 evaluated = self.steps, self.evaluate()
             if self.folder is not None:
                 self.save()
