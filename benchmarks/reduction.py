@@ -166,7 +166,7 @@ def measured(workload: str, blocks: int, steps: int) -> dict[str, Any]:
         dist.init_process_group("gloo", init_method=place, rank=world.rank, world_size=world.size)
         methods = ["alone", "no communication", *OURS, *SETTINGS]
         made = {method: prepared(workload, method, world) for method in methods}
-        for method, (step, reduction) in made.items():
+        for method, (step, _) in made.items():
             for number in range(WARM_UP if method in ("default", "tuned") else 4):
                 step(number)
         wall = torch.zeros(blocks, len(methods), dtype=torch.float64)

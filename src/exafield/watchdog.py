@@ -43,7 +43,7 @@ class Watchdog:
         self.interval = _INTERVAL * max(1.0, size / _RANKS_PER_INTERVAL)
         self._stop = threading.Event()
         self._answers: dict[str, Callable[[], Mapping[str, Any]]] = {}
-        self._asked, self._lingered = 0, False
+        self._asked, self._heard, self._lingered = 0, False, False
         self._thread = threading.Thread(target=self._watch, name="exafield-watchdog", daemon=True)
         self._thread.start()
 
@@ -54,6 +54,7 @@ class Watchdog:
             with suppress(RuntimeError):  # the store's host is gone: its other clients notice that by themselves
                 if not self.store.check(["abort"]):
                     self.store.set("abort", reason)
+                self._hear()
             self._linger()
 
     def check(self) -> None:
@@ -62,14 +63,22 @@ class Watchdog:
             self._linger()
             raise WorldAborted(self.reason)
 
+    def _hear(self) -> None:
+        """This rank knows that the run ends."""
+        if not self._heard:
+            self._heard = True
+            self.store.add("heard", 1)
+
     def _linger(self) -> None:
         """Rank 0 mostly hosts the store: it stays until the others have read why the run ends, or had the time to."""
         if self.rank != 0 or self._lingered:
             return
         self._lingered = True
+        with suppress(RuntimeError):
+            self._hear()
         deadline = time.monotonic() + 2 * self.interval + 0.5
         with suppress(RuntimeError):
-            while time.monotonic() < deadline and int(self.store.add("heard", 0)) < self.size - 1:
+            while time.monotonic() < deadline and int(self.store.add("heard", 0)) < self.size:
                 time.sleep(0.05)
 
     def answer(self, key: str, describe: Callable[[], Mapping[str, Any]] | None) -> None:
@@ -125,7 +134,7 @@ class Watchdog:
                 self._tell()
                 if self.store.check(["abort"]):
                     self.reason = self.reason or self.store.get("abort").decode()
-                    self.store.add("heard", 1 if self.rank else 0)
+                    self._hear()
                 key = f"beat/{neighbour}"
                 latest = self.store.get(key) if self.store.check([key]) else b""
             except RuntimeError as error:
