@@ -143,7 +143,9 @@ def stopping() -> Iterator[Callable[[], int]]:
 
 def _made(run: Run, resume: Path | None) -> RunFolder:
     if resume is not None:
-        return RunFolder(resume)
+        folder = RunFolder(resume)
+        folder.tidy()
+        return folder
     if run.record.folder is None:
         return RunFolder.new(run.problem.name)
     folder = RunFolder(run.record.folder)

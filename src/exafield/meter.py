@@ -147,7 +147,7 @@ class Clock:
         self._calls += 1
         if self._calls >= self._next:
             per_call = max((now - self._elapsed) / max(1, self._calls - self._last), 1e-9)
-            calls = min(max(1.0, TICK // per_call), _MOST_CALLS)
+            calls = min(max(1.0, TICK // per_call), _MOST_CALLS) if self._last else 1.0  # nothing is known before
             word = torch.tensor([self._stop(), now, calls], dtype=torch.float64)
             if self._world.rank:
                 word[1:] = 0.0

@@ -83,6 +83,12 @@ class RunFolder:
             else:
                 return cls(path)
 
+    def tidy(self) -> None:
+        """Removes what a kill left half-written; only while nobody writes."""
+        for path in self.path.glob(".*"):
+            if path.is_file() and path.suffix[1:].isdecimal():  # what atomic_write writes to
+                path.unlink(missing_ok=True)
+
     @property
     def config(self) -> Path:
         """The resolved configuration."""
