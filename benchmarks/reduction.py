@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from exafield import Reducer, World
 from exafield.microscopy.model import scan_as_space
-from exafield.reduce import AutoTuned, Bitvector, Central, Static, Tree
+from exafield.reduce import AutoTuned, Bitvector, Central, Flat, Static, Tree
 
 RANKS = 2
 WARM_UP = 45  # steps: AutoTuned has decided by then
@@ -120,6 +120,9 @@ OURS: dict[str, Callable[[], Reducer]] = {
     "bitvector": lambda: Reducer(control=Bitvector()),
     "central": lambda: Reducer(control=Central()),
     "tree": lambda: Reducer(control=Tree()),
+    # As between nodes, where no memory is shared.
+    "default, gloo": lambda: Reducer(collective=Flat(shared=False)),
+    "bitvector, gloo": lambda: Reducer(control=Bitvector(), collective=Flat(shared=False)),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "DDP 25 MB": {},
@@ -167,7 +170,7 @@ def measured(workload: str, blocks: int, steps: int) -> dict[str, Any]:
         methods = ["alone", "no communication", *OURS, *SETTINGS]
         made = {method: prepared(workload, method, world) for method in methods}
         for method, (step, _) in made.items():
-            for number in range(WARM_UP if method in ("default", "tuned") else 4):
+            for number in range(WARM_UP if method in ("default", "default, gloo", "tuned") else 4):
                 step(number)
         wall = torch.zeros(blocks, len(methods), dtype=torch.float64)
         cpu = torch.zeros_like(wall)
