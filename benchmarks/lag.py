@@ -1,6 +1,6 @@
 """Gradient lag against none on the demo problem: learning curves over the same steps, and what was reached.
 
-    python benchmarks/lag.py [--seeds 2] [--steps 400] [--json FILE] [--picture FILE]
+python benchmarks/lag.py [--seeds 2] [--steps 400] [--json FILE] [--picture FILE]
 """
 
 import argparse
@@ -60,7 +60,10 @@ def main() -> None:
             rows.append(run(seed, lag, arguments.steps))
             row = rows[-1]
             last = statistics.mean(loss for _, loss in row["curve"][-5:])
-            print(f"seed {seed} lag {lag}: loss {last:.4f}, relative L2 {row['relative_l2']:.3f}, R2 {row['r2']:.3f}", flush=True)
+            print(
+                f"seed {seed} lag {lag}: loss {last:.4f}, relative L2 {row['relative_l2']:.3f}, R2 {row['r2']:.3f}",
+                flush=True,
+            )
     if arguments.picture:
         draw(rows, arguments.picture)
     if arguments.json:

@@ -2,9 +2,9 @@
 
     python benchmarks/overlap.py [--quick] [--json FILE]
 
-Two gloo processes train a densely connected network of 284 tensors (that of reduction.py), with every grouping in turns.
-A reduction is exposed while its rank is inside finish(), and hidden otherwise. Over sockets, as between nodes; through
-shared memory nothing travels in the background, and the whole time from packing to the last addition is counted.
+Two gloo processes train a densely connected network of 284 tensors (that of reduction.py), every grouping in turns.
+A reduction is exposed while its rank is inside finish(), and hidden otherwise. Over sockets, as between nodes: through
+shared memory nothing travels in the background.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reduction import Dense
 
 from exafield import Reducer, Trace, World
 from exafield.reduce import AutoTuned, Flat, Fused, GraphAware, Grouped, Single
 from exafield.reduce.grouping import Grouping
 from exafield.summary import summarise
+from reduction import Dense
 
 RANKS = 2
 GROUPINGS: dict[str, Grouping] = {
@@ -47,13 +47,10 @@ def rank(folder: Path, blocks: int, steps: int) -> None:
         x = torch.randn(2, 3, 32, 32)
         made = {}
         for name, grouping in GROUPINGS.items():
-            for shared in (False, True):
-                torch.manual_seed(0)
-                model = Dense()
-                trace = Trace(world.rank)
-                reducer = Reducer(grouping=grouping, collective=Flat(shared=shared))
-                reduction = reducer.attach(model, world, name="net", trace=trace)
-                made[f"{name}, {'shared' if shared else 'gloo'}"] = (model, reduction, trace)
+            torch.manual_seed(0)
+            model, trace = Dense(), Trace(world.rank)
+            reducer = Reducer(grouping=grouping, collective=Flat(shared=False))
+            made[name] = (model, reducer.attach(model, world, name="net", trace=trace), trace)
 
         def train(name: str, count: int) -> None:
             model, reduction, trace = made[name]
@@ -107,8 +104,8 @@ def main() -> None:
                 process.wait()
         if any(codes):
             sys.exit(f"a rank ended with an error: exit codes {codes}")
-        print(f"{'':24s} {'groups':>7s} {'hidden':>23s} {'under way, ms per step':>24s}")
-        for name in [f"{g}, {way}" for way in ("gloo", "shared") for g in GROUPINGS]:
+        print(f"{'':16s} {'groups':>7s} {'hidden':>23s} {'under way, ms per step':>24s}")
+        for name in GROUPINGS:
             rows = []
             for block in range(blocks):
                 parts = [Trace.load(Path(folder) / f"{name}.{block}.{r}.json") for r in range(RANKS)]
@@ -116,7 +113,7 @@ def main() -> None:
             hidden, total = [row.hidden or 0.0 for row in rows], [row.total * 1e3 for row in rows]
             found[name] = {"groups": rows[-1].groups, "hidden": hidden, "total": [row.total for row in rows]}
             print(
-                f"{name:24s} {rows[-1].groups:7.0f} {statistics.median(hidden):8.1%} "
+                f"{name:16s} {rows[-1].groups:7.0f} {statistics.median(hidden):8.1%} "
                 f"[{min(hidden):.1%} .. {max(hidden):.1%}] {statistics.median(total):8.2f} "
                 f"[{min(total):.2f} .. {max(total):.2f}]"
             )

@@ -112,6 +112,11 @@ class Trace:
             self.dropped += len(self._spans) == self._spans.maxlen
             self._spans.append(span)
 
+    def clear(self) -> None:
+        """Forgets all spans."""
+        with self._lock:
+            self._spans.clear()
+
     @property
     def spans(self) -> list[Span]:
         """The spans so far, in the order in which they were added."""
