@@ -13,6 +13,7 @@ from exafield import __version__
 from exafield.environment import Place, detect
 from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
 from exafield.run import PRESETS, QUESTIONS, Microscopy, Run, RunError, Simulation, Training, laptop
+from exafield.submit import Allocation, destination, script, submit
 from exafield.suggestion import unknown
 from exafield.watchdog import WorldAborted
 
@@ -22,6 +23,7 @@ _HELP = """\
 usage: exafield COMMAND [OPTIONS]
 
   train PROBLEM       trains the networks of a scientific problem (microscopy)
+  submit PROBLEM      the same as a SLURM job that stops in time, requeues and goes on
   generate PROBLEM    simulates the data of a problem, without training
   data list           public data sets; also: data where NAME, data get NAME
   trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
@@ -54,6 +56,29 @@ class Train:
     resume: Path | None = None
     ranks: int | None = None
     gate: tyro.conf.FlagCreatePairsOff[bool] = False
+    run: Run = field(default_factory=laptop)
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Submits a training as a SLURM job that stops before its time limit, requeues itself, and goes on.
+
+    Args:
+        problem: microscopy.
+        preset: where settings that are not given come from. None: laptop.
+        config: a run file to take them from instead.
+        resume: folder of a run to go on with, from its newest checkpoint.
+        dry: print the batch script, and do nothing.
+        job: what is asked for.
+        run: settings of the run.
+    """
+
+    problem: tyro.conf.Positional[str]
+    preset: Literal["laptop", "full"] | None = None
+    config: Path | None = None
+    resume: Path | None = None
+    dry: tyro.conf.FlagCreatePairsOff[bool] = False
+    job: Allocation = field(default_factory=Allocation)
     run: Run = field(default_factory=laptop)
 
 
@@ -147,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(argv: list[str], place: Place) -> int:
     commands: Mapping[str, Callable[[list[str], Place], int]] = {
         "train": _train,
+        "submit": _submit,
         "generate": _generate,
         "data": _data,
         "trace": _trace,
@@ -231,6 +257,17 @@ def _train(argv: list[str], place: Place) -> int:
 
     outcome = carry_out(arguments.run, resume=arguments.resume)
     return MISSED if arguments.gate and not outcome.reached else 0
+
+
+def _submit(argv: list[str], place: Place) -> int:
+    arguments = _parsed(Submit, "submit", argv, Submit(problem="", run=_base(argv)))
+    _check_problem(arguments.problem, arguments.run)
+    folder = destination(arguments.run, arguments.resume)
+    if arguments.dry:
+        print(script(arguments.problem, arguments.job, folder), end="")
+    else:
+        print(f"job {submit(arguments.run, arguments.job, folder)}, run folder {folder}")
+    return 0
 
 
 def _base(argv: Sequence[str]) -> Run:

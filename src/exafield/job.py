@@ -145,6 +145,7 @@ def _made(run: Run, resume: Path | None) -> RunFolder:
     if resume is not None:
         folder = RunFolder(resume)
         folder.tidy()
+        (folder.path / "result.json").unlink(missing_ok=True)  # it tells of a run that is complete
         return folder
     if run.record.folder is None:
         return RunFolder.new(run.problem.name)
