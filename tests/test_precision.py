@@ -1,7 +1,7 @@
 """Mixed precision, loss scaling and gradient lag in training; and skipping what overflows, on all ranks alike."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,13 @@ from ranks import run_ranks
 from test_trainer import Noisy, Points, Regression
 
 QUIET = Report(show=False)
+
+
+@pytest.fixture
+def alone() -> Iterator[World]:
+    """A world of one; what was made with it ends with the test."""
+    with World.single() as world:
+        yield world
 
 
 # ---- loss scale ----
@@ -67,10 +74,10 @@ def weights(problem: Regression) -> Tensor:
     return torch.cat([p.detach().flatten() for p in problem.net.parameters()])
 
 
-def test_small_gradients_survive_in_fp16() -> None:
+def test_small_gradients_survive_in_fp16(alone: World) -> None:
     problem, exact = Small(optimiser=SGD(1e6)), Small(optimiser=SGD(1e6))
     for one, kind in ((problem, "fp16"), (exact, "fp32")):
-        Trainer(one, World.single(), precision=kind, report=QUIET).step()  # type: ignore[arg-type]
+        Trainer(one, alone, precision=kind, report=QUIET).step()  # type: ignore[arg-type]
     assert problem.dtype == torch.float16
     assert {p.dtype for p in problem.net.parameters()} == {torch.float32}
     torch.testing.assert_close(weights(problem), weights(exact), rtol=2e-3, atol=1e-4)
@@ -78,9 +85,9 @@ def test_small_gradients_survive_in_fp16() -> None:
 
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("optimiser", [SGD(0.1), AdamW(0.1), LARC(0.1, base="sgd")])
-def test_an_overflow_costs_a_step_and_half_the_scale(optimiser: object, lag: int) -> None:
+def test_an_overflow_costs_a_step_and_half_the_scale(optimiser: object, lag: int, alone: World) -> None:
     problem = Small(factor=1e-3, huge_at=2, optimiser=optimiser)
-    trainer = Trainer(problem, World.single(), Reducer(lag=lag), precision="fp16", report=QUIET)
+    trainer = Trainer(problem, alone, Reducer(lag=lag), precision="fp16", report=QUIET)
     seen = []
     for _ in range(5):
         trainer.step()
@@ -96,8 +103,8 @@ def test_an_overflow_costs_a_step_and_half_the_scale(optimiser: object, lag: int
     assert math.isfinite(values["loss"])
 
 
-def test_gradients_that_always_overflow_end_the_run() -> None:
-    trainer = Trainer(Small(factor=math.inf), World.single(), precision="fp16", log_every=10, report=QUIET)
+def test_gradients_that_always_overflow_end_the_run(alone: World) -> None:
+    trainer = Trainer(Small(factor=math.inf), alone, precision="fp16", log_every=10, report=QUIET)
     with pytest.raises(NonFiniteLossError, match="gradient of player 'net' on rank 0 is NaN or infinite"):
         trainer.fit(steps=60)
 
@@ -109,8 +116,8 @@ class Rooted(Regression):
         return (self.net(batch["x"]) * 0).abs().sqrt().mean() + 1.0
 
 
-def test_finite_losses_with_gradients_that_are_not_end_the_run_too() -> None:
-    trainer = Trainer(Rooted(), World.single(), clip=1.0, log_every=5, report=QUIET)
+def test_finite_losses_with_gradients_that_are_not_end_the_run_too(alone: World) -> None:
+    trainer = Trainer(Rooted(), alone, clip=1.0, log_every=5, report=QUIET)
     with pytest.raises(
         NonFiniteLossError, match="loss or gradient of player 'net' on rank 0 is NaN or infinite at step 0"
     ):
@@ -146,9 +153,9 @@ def lagged(folder: Path | None, world: World, kind: str = "fp32") -> tuple[Train
     return Trainer(problem, world, Reducer(lag=1), folder=place, precision=kind, report=QUIET), problem  # type: ignore[arg-type]
 
 
-def test_lag_applies_each_gradient_one_step_late() -> None:
+def test_lag_applies_each_gradient_one_step_late(alone: World) -> None:
     problem = Regression(optimiser=SGD(0.05))
-    trainer = Trainer(problem, World.single(), Reducer(lag=1), report=QUIET)
+    trainer = Trainer(problem, alone, Reducer(lag=1), report=QUIET)
     gradients: list[Tensor] = []
     plain = problem.loss
 
@@ -169,11 +176,11 @@ def test_lag_applies_each_gradient_one_step_late() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
-def test_a_lagged_run_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    trainer, whole = lagged(tmp_path / "whole", World.single(), kind)
+def test_a_lagged_run_resumes_bit_for_bit(tmp_path: Path, kind: str, alone: World) -> None:
+    trainer, whole = lagged(tmp_path / "whole", alone, kind)
     trainer.fit(steps=7)
-    lagged(tmp_path / "parts", World.single(), kind)[0].fit(steps=4)
-    again, parts = lagged(tmp_path / "parts", World.single(), kind)
+    lagged(tmp_path / "parts", alone, kind)[0].fit(steps=4)
+    again, parts = lagged(tmp_path / "parts", alone, kind)
     assert again.resume()
     again.fit(steps=7)
     assert torch.equal(weights(whole), weights(parts))
