@@ -1,6 +1,7 @@
 """Doctor: what this machine has, and whether its processes can reduce gradients together."""
 
 import importlib.metadata as metadata
+import math
 import os
 import platform
 import sys
@@ -112,12 +113,12 @@ def _error(world: World, collective: "Flat") -> float:
     reference = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).double()
     reference.load_state_dict(model.state_dict())
     torch.stack([reference(x.double()).square().mean() for x in data]).mean().backward()
-    errors = []
+    errors = [0.0]
     for got, wanted in zip(model.parameters(), reference.parameters(), strict=True):
         assert wanted.grad is not None
-        missing = got.grad is None
-        errors.append(
-            float("inf") if missing else float((got.grad.cpu().double() - wanted.grad).norm() / wanted.grad.norm())
-        )
+        if got.grad is None:
+            errors.append(math.inf)
+        else:
+            errors.append(float((got.grad.cpu().double() - wanted.grad).norm() / wanted.grad.norm()))
     reduction.close()
     return max(errors)
