@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 
-def run(seed: int, lag: int, steps: int, optimiser: str) -> dict[str, Any]:
+def run(seed: int, lag: int, steps: int, optimiser: str, schedule: str) -> dict[str, Any]:
     """One training: its losses by step, and its scores."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "exafield", "train", "microscopy", "--ranks", "2", "--folder", str(out)]
         command += ["--seed", str(seed), "--lag", str(lag), "--steps", str(steps)]
-        command += ["--optimiser", optimiser]
+        command += ["--optimiser", optimiser, "--schedule", schedule]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
@@ -53,13 +53,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--optimiser", default="adamw:learning_rate=0.001", help="as in exafield train")
+    parser.add_argument("--schedule", default="cosine:warmup=100", help="as in exafield train")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--picture", type=Path, help="draw the curves there")
     arguments = parser.parse_args()
     rows = []
     for seed in range(arguments.seeds):
         for lag in (0, 1):
-            rows.append(run(seed, lag, arguments.steps, arguments.optimiser))
+            rows.append(run(seed, lag, arguments.steps, arguments.optimiser, arguments.schedule))
             row = rows[-1]
             last = statistics.mean(loss for _, loss in row["curve"][-5:])
             print(
@@ -70,7 +71,7 @@ def main() -> None:
         draw(rows, arguments.picture)
     if arguments.json:
         about = {"benchmark": "lag", "format": 1, "steps": arguments.steps, "ranks": 2}
-        about |= {"optimiser": arguments.optimiser}
+        about |= {"optimiser": arguments.optimiser, "schedule": arguments.schedule}
         arguments.json.write_text(json.dumps({**about, "runs": rows}, indent=1))
 
 
