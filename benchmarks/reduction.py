@@ -2,11 +2,12 @@
 
     python benchmarks/reduction.py [--quick] [--workload NAME] [--json FILE]
 
-Two gloo processes of one thread each train copies of one model, one copy per method. In every block each method makes
-a few steps, in an order that rotates. DDP's setting (bucket size, gradients as bucket views) is chosen by its median
-on the odd blocks; ratios to it are taken on the even ones, block by block. Reported: the median ratio of wall time
-(the slower rank's) and of CPU time (both ranks', all threads), its spread, and the upper end of a 95 % bootstrap
-interval of that median. Below 1 this package is faster.
+Two gloo processes of one thread each train copies of one model, one copy per method. The methods take turns step by
+step, in an order that rotates; so many turns make a block, and a method's time in it is the median of its steps. So
+what else the machine does meets all methods alike. DDP's setting (bucket size, gradients as bucket views) is chosen by
+its median on the odd blocks; ratios to it are taken on the even ones, block by block. Reported: the median ratio of
+wall time (the slower rank's) and of CPU time (both ranks', all threads), its spread, and the upper end of a 95 %
+bootstrap interval of that median. Below 1 this package is faster.
 """
 
 import argparse
@@ -162,7 +163,7 @@ def prepared(workload: str, method: str, world: World) -> tuple[Callable[[int], 
     return step, reduction
 
 
-def measured(workload: str, blocks: int, steps: int) -> dict[str, Any]:
+def measured(workload: str, blocks: int, turns: int) -> dict[str, Any]:
     """On every rank: the times of each method in each block [s per step], and what was decided."""
     with World.from_env(timeout=120) as world:
         place = f"file://{os.environ['MEETING']}"
@@ -172,20 +173,21 @@ def measured(workload: str, blocks: int, steps: int) -> dict[str, Any]:
         for method, (step, _) in made.items():
             for number in range(WARM_UP if method in ("default", "default, gloo", "tuned") else 4):
                 step(number)
-        wall = torch.zeros(blocks, len(methods), dtype=torch.float64)
+        wall = torch.zeros(blocks, turns, len(methods), dtype=torch.float64)
         cpu = torch.zeros_like(wall)
-        for block in range(blocks):
-            turn = [*range(block % len(methods), len(methods)), *range(block % len(methods))]
-            for column in turn if block // 2 % 2 else turn[::-1]:
+        for number in range(blocks * turns):
+            row = divmod(number, turns)
+            order = [*range(number % len(methods), len(methods)), *range(number % len(methods))]
+            for column in order if number % 2 else order[::-1]:
                 step = made[methods[column]][0]
                 world.barrier()
                 began, used = time.perf_counter(), time.process_time()
-                for number in range(steps):
-                    step(block * steps + number)
-                cpu[block, column] = (time.process_time() - used) / steps
-                wall[block, column] = (time.perf_counter() - began) / steps
+                step(number)
+                cpu[*row, column] = time.process_time() - used
+                wall[*row, column] = time.perf_counter() - began
         world.all_reduce(wall, "max")
         world.all_reduce(cpu)
+        wall, cpu = wall.quantile(0.5, 1), cpu.quantile(0.5, 1)
         model = WORKLOADS[workload]()[0]
         result = {
             "tensors": sum(1 for _ in model.parameters()),
@@ -203,7 +205,7 @@ def measured(workload: str, blocks: int, steps: int) -> dict[str, Any]:
 # ---- both ranks, and what they say ----
 
 
-def together(workload: str, blocks: int, steps: int) -> dict[str, Any]:
+def together(workload: str, blocks: int, turns: int) -> dict[str, Any]:
     """Runs the ranks and returns rank 0's result."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -214,8 +216,9 @@ def together(workload: str, blocks: int, steps: int) -> dict[str, Any]:
             env = {"GLOO_SOCKET_IFNAME": "lo"} | os.environ
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MEETING": f"{folder}/meeting"}
-            command = [sys.executable, __file__, "--rank", workload, str(blocks), str(steps)]
-            ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE if rank == 0 else None, text=True))
+            command = [sys.executable, __file__, "--rank", workload, str(blocks), str(turns)]
+            out = subprocess.DEVNULL if rank else subprocess.PIPE
+            ranks.append(subprocess.Popen(command, env=env, stdout=out, text=True))
         try:
             text = ranks[0].communicate(timeout=3600)[0]
         finally:
@@ -280,20 +283,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rank:
         torch.set_num_threads(1)
-        workload, blocks, steps = arguments.rank
-        result = measured(workload, int(blocks), int(steps))
+        workload, blocks, turns = arguments.rank
+        result = measured(workload, int(blocks), int(turns))
         print("RESULT " + json.dumps(result), flush=True)
         return
-    blocks, steps = (4, 2) if arguments.quick else (40, 4)
+    blocks, turns = (4, 3) if arguments.quick else (60, 7)
     found = {}
     for workload in [arguments.workload] if arguments.workload else WORKLOADS:
-        result = together(workload, blocks, steps)
+        result = together(workload, blocks, turns)
         table = compared(result)
         show(workload, result, table)
         found[workload] = {**table, "raw": result}
     if arguments.json:
         about = {"benchmark": "reduction", "format": 1, "torch": torch.__version__, "machine": platform.processor()}
-        about |= {"ranks": RANKS, "blocks": blocks, "steps": steps, "cores": os.cpu_count()}
+        about |= {"ranks": RANKS, "blocks": blocks, "turns": turns, "cores": os.cpu_count()}
         arguments.json.write_text(json.dumps({**about, "workloads": found}, indent=1))
 
 
