@@ -23,7 +23,7 @@ $(STAMPS)/venv:
 
 # All extras: the tests use them, and their licences are checked.
 $(STAMPS)/core: $(STAMPS)/venv pyproject.toml constraints.txt
-	$(PIP) --build-constraint constraints.txt --editable ".[microscopy,mpi]"
+	$(PIP) --build-constraint constraints.txt --editable ".[microscopy,mpi,tensorboard]"
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/core

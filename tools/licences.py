@@ -53,6 +53,7 @@ ALLOWED = {
     "BSD",
     "BSD 2-Clause License",
     "BSD 3-Clause License",
+    "3-Clause BSD License",
 }
 
 # Distributions whose metadata does not settle it, with the text found there and what reading their licence gave.

@@ -1,6 +1,7 @@
 """Starts several ranks on this machine and sees to it that they end together."""
 
 import ctypes
+import io
 import os
 import signal
 import socket
@@ -61,9 +62,16 @@ def cores() -> int:
 
 
 def bind_to_parent(environ: Mapping[str, str] = os.environ) -> None:
-    """Called first in a spawned rank: from now on it dies with its launcher, even if that is killed."""
+    """Called first in a spawned rank: from now on it dies with its launcher, even if that is killed.
+
+    And what it prints appears at once, each line whole: ranks share a terminal.
+    """
     parent = environ.get("EXAFIELD_SPAWNED", "")
-    if not parent.isdigit() or sys.platform != "linux":
+    if not parent.isdigit():
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
+    if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):  # it died before the line above
@@ -208,7 +216,6 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "EXAFIELD_SPAWNED": str(os.getpid()),
-        "PYTHONUNBUFFERED": "1",
     }
     return {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | os.environ | ours
 

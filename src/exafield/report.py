@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Protocol, runtime_checkable
@@ -33,6 +33,25 @@ class Stream(Protocol):
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
+        ...
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Takes what a run records while it goes on, on rank 0: the hook for trackers of experiments."""
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Metrics after a step. `kind` is "train" or "evaluate", or "resume": the run goes on from this step, and
+        what was recorded of later ones no longer counts.
+        """
+        ...
+
+    def picture(self, step: int, path: Path) -> None:
+        """A picture was drawn."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes for now."""
         ...
 
 
@@ -137,14 +156,20 @@ class Report:
         show: usually whether this is rank 0; the others neither print nor write.
         metrics: path of the metrics file, None for none.
         stream: where progress goes; default: standard output.
+        loggers: take the metrics too; one that raises an exception is warned of and left alone from then on.
     """
 
     def __init__(
-        self, show: bool = True, metrics: str | os.PathLike[str] | None = None, stream: Stream | None = None
+        self,
+        show: bool = True,
+        metrics: str | os.PathLike[str] | None = None,
+        stream: Stream | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self._show = show
         self._stream: Any = stream or sys.stdout
         self._log = MetricsLog(metrics) if show and metrics is not None else None
+        self._loggers = list(loggers) if show else []
         self._bar: Any = None
         self._said = -math.inf
         self._total, self._unit, self._began = 0.0, "", 0.0
@@ -210,6 +235,19 @@ class Report:
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         if self._log is not None:
             self._log.write({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
+        self._tell(lambda logger: logger.record(kind, step, values))
+
+    def picture(self, step: int, path: Path) -> None:
+        """A picture was drawn of what is learnt after `step`."""
+        self._tell(lambda logger: logger.picture(step, path))
+
+    def _tell(self, act: Callable[[Logger], None]) -> None:
+        for logger in list(self._loggers):
+            try:
+                act(logger)
+            except Exception as error:  # a run is not lost for what watches it
+                warnings.warn(f"{type(logger).__name__} is no longer told: {error!r}", stacklevel=3)
+                self._loggers.remove(logger)
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -227,7 +265,8 @@ class Report:
             bar.stop()
 
     def close(self) -> None:
-        """Ends progress and closes the metrics file."""
+        """Ends progress, and closes the metrics file and the loggers."""
         self.end()
+        self._tell(lambda logger: logger.close())
         if self._log is not None:
             self._log.close()

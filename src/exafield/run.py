@@ -233,6 +233,7 @@ class Record:
         checkpoint_every: steps between checkpoints. None: at the end.
         keep: number of checkpoints kept.
         log_every: steps between lines of metrics.
+        tensorboard: write event files into the folder, too (extra tensorboard).
     """
 
     folder: str | None = None
@@ -240,6 +241,7 @@ class Record:
     checkpoint_every: int | None = None
     keep: int = 3
     log_every: int = 10
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         _at_least("record", 1, evaluate_every=self.evaluate_every, checkpoint_every=self.checkpoint_every)
