@@ -138,7 +138,9 @@ class SampleStore:
             if self._hdf5:
                 self._root: Any = require("h5py", extra="microscopy").File(self.path, mode)
             else:
-                self._root = require("zarr", extra="microscopy").open_group(str(self.path), mode=mode)
+                # Format 2, which is never written here, has codecs that unpickle what they read.
+                zarr = require("zarr", extra="microscopy")
+                self._root = zarr.open_group(str(self.path), mode=mode, zarr_format=3)
                 _end_zarr_in_peace()
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
