@@ -1,6 +1,6 @@
 """What reduction costs: this package's against torch DDP, on the same models, in turns.
 
-    python benchmarks/reduction.py [--quick] [--workload NAME] [--json FILE]
+    python benchmarks/reduction.py [--quick] [--blocks N] [--turns N] [--workload NAME] [--json FILE]
 
 Two gloo processes of one thread each train copies of one model, one copy per method. The methods take turns step by
 step, in an order that rotates; so many turns make a block, and a method's time in it is the median of its steps. So
@@ -278,6 +278,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--quick", action="store_true", help="few blocks: to see that it works")
+    parser.add_argument("--blocks", type=int, default=40, help="ratios are taken on every other one")
+    parser.add_argument("--turns", type=int, default=5, help="of all methods in a block")
     parser.add_argument("--workload", choices=list(WORKLOADS), help="this one only")
     parser.add_argument("--rank", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -287,7 +289,7 @@ def main() -> None:
         result = measured(workload, int(blocks), int(turns))
         print("RESULT " + json.dumps(result), flush=True)
         return
-    blocks, turns = (4, 3) if arguments.quick else (60, 7)
+    blocks, turns = (4, 3) if arguments.quick else (arguments.blocks, arguments.turns)
     found = {}
     for workload in [arguments.workload] if arguments.workload else WORKLOADS:
         result = together(workload, blocks, turns)
