@@ -120,7 +120,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
             if number == 1 and record["format"] != FORMAT:
                 raise KeyError("format")
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(record["version" if number == 1 else "step"], int | float):
+                raise TypeError(line[:40])
+            kind = None if number == 1 else record["kind"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = "is not a metrics file written by exafield" if number == 1 else "is damaged"
             raise ValueError(f"{path}, line {number}: {what} ({error!r})") from error
         if number == 1:
@@ -129,7 +132,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                     f"{path} has metrics format {record['version']}, this exafield reads up to {VERSION}: "
                     "update exafield"
                 )
-        elif record["kind"] == "resume":
+        elif kind == "resume":
             records = [r for r in records if r["step"] <= record["step"]]
         else:
             records.append(record)

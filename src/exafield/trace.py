@@ -188,15 +188,19 @@ class Trace:
             about = document["otherData"]
             if about["format"] != FORMAT:
                 raise KeyError("format")
-        except (ValueError, KeyError, TypeError) as error:
+            if about["version"] <= VERSION:
+                return cls._from(document, about)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is not a trace written by exafield ({error!r})") from error
-        if about["version"] > VERSION:
-            raise ValueError(
-                f"{path} has trace format {about['version']}, this exafield reads up to {VERSION}: update exafield"
-            )
+        raise ValueError(
+            f"{path} has trace format {about['version']}, this exafield reads up to {VERSION}: update exafield"
+        )
+
+    @classmethod
+    def _from(cls, document: Mapping[str, Any], about: Mapping[str, Any]) -> "Trace":
         events = [event for event in document["traceEvents"] if event["ph"] in "Xi"]
-        trace = cls(about["rank"], offset=about["offset"], limit=max(LIMIT, len(events)))
-        trace.dropped = about["dropped"]
+        trace = cls(int(about["rank"]), offset=float(about["offset"]), limit=max(LIMIT, len(events)))
+        trace.dropped = int(about["dropped"])
         spans = [_span(event, about["origin"]) for event in events]
         trace._spans.extend(sorted(spans, key=lambda span: (span.start, -span.end)))
         return trace
@@ -223,9 +227,11 @@ def _plain(value: object) -> object:
 
 
 def _span(event: dict[str, Any], origin: float) -> Span:
-    start = origin + event["ts"] * 1e-6
+    start = float(origin) + event["ts"] * 1e-6
     end = start + event["dur"] * 1e-6 if event["ph"] == "X" else start
-    return Span(event["pid"], event["cat"], event["name"], start, end, event["args"])
+    if not math.isfinite(start) or not math.isfinite(end):
+        raise ValueError("a time that is not finite")
+    return Span(int(event["pid"]), str(event["cat"]), str(event["name"]), start, end, dict(event["args"]))
 
 
 def _threads(spans: list[Span]) -> Iterable[tuple[tuple[int, str], int, list[Span]]]:
