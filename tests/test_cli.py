@@ -77,7 +77,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"exafield {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "data", "trace", "doctor", "cite"])
+@pytest.mark.parametrize("command", ["train", "generate", "data", "trace", "report", "doctor", "cite"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -192,6 +192,8 @@ def test_a_training_leaves_a_run_folder(trained: tuple[Path, str]) -> None:
         "checkpoints",
         "microscopy.png",
         "result.json",
+        "provenance.json",
+        "report.html",
     }
     run = runfile.load(folder / "run.yaml")
     assert run.training.steps == 6
@@ -202,6 +204,18 @@ def test_a_training_leaves_a_run_folder(trained: tuple[Path, str]) -> None:
     assert result["report"]["network"]["relative_l2"] > 0
     assert f"run folder  {folder}" in said
     assert f"picture     {folder / 'microscopy.png'}" in said
+    assert f"report      {folder / 'report.html'}" in said
+    written = (folder / "report.html").read_text()
+    assert "exafield train microscopy --ranks 2 --steps 6" in written
+    assert "measured on all ranks at the same time" in written
+    assert "cannot be" not in written
+    (session,) = json.loads((folder / "provenance.json").read_text())["sessions"]
+    assert (session["outcome"], session["ranks"], session["launcher"], session["steps"]) == (
+        "complete",
+        2,
+        "exafield",
+        6,
+    )
     assert "missed   " in said
     assert "simulated" in said
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from exafield import cli, runfile
+from exafield.given import starting_run
 from exafield.launch import spawn
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +41,10 @@ def test_commands_that_are_shown_are_understood(page: Path) -> None:
             command, *rest = words[words.index("exafield") + 1 :]
             if command == "train":
                 rest = [word for pair in _without_resume(rest) for word in pair]
-                arguments = cli._parsed(cli.Train, "train", rest, cli.Train(problem="", run=cli._base(rest)))
+                arguments = cli._parsed(cli.Train, "train", rest, cli.Train(problem="", run=starting_run(rest)))
                 assert arguments.problem == "microscopy"
+            elif command == "report":
+                assert str(cli._parsed(cli.ReportOn, "report", rest).run).startswith("runs/")
             else:
                 assert command in ("generate", "doctor", "cite", "data")
 

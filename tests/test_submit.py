@@ -106,6 +106,9 @@ def test_a_job_stops_in_time_requeues_and_completes(
     assert f"resumed at step {stopped}" in said
     result = json.loads((folder / "result.json").read_text())
     assert (result["steps"], result["ranks"]) == (60, 2)
+    sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
+    assert [(s["outcome"], s["launcher"]) for s in sessions] == [("stopped by SIGUSR1", "srun"), ("complete", "srun")]
+    assert said.count("report      ") == 2
     # The run is there: the same place is not taken twice, and it can be submitted to go further.
     assert main(words) == USAGE
     assert f"--resume {folder}" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from exafield import datasets
 from exafield.microscopy import Generation, MicroscopyProblem, Window
 from exafield.optim import Optimiser, Schedule
 from exafield.reduce import Reducer
+from exafield.report import Logger
 from exafield.run import (
     COLLECTIVE,
     CONTROL,
@@ -15,6 +16,7 @@ from exafield.run import (
     OPTIMISER,
     SCHEDULE,
     TIMED_SCHEDULE,
+    Record,
     Reduction,
     Run,
     RunError,
@@ -22,6 +24,7 @@ from exafield.run import (
     Training,
 )
 from exafield.suggestion import unknown
+from exafield.tensorboard import TensorBoard, check_tensorboard
 
 # Steps of linear warm-up of a cosine, where the run is ten times as long; our choice.
 _WARMUP = 30
@@ -115,6 +118,20 @@ def generation(settings: Simulation) -> Generation:
         largest_edge=settings.largest_edge,
         crystals=crystals(settings.crystals),
     )
+
+
+def check_loggers(record: Record) -> None:
+    """Raises RunError if a package is missing that recording needs: before anything is computed."""
+    if record.tensorboard:
+        try:
+            check_tensorboard()
+        except ImportError as error:
+            raise RunError(f"record: tensorboard: {error}") from error
+
+
+def loggers(record: Record, folder: Path) -> list[Logger]:
+    """What takes a run's metrics beside its own files, which are in `folder`."""
+    return [TensorBoard(folder / "tensorboard")] if record.tensorboard else []
 
 
 def device(training: Training, local_size: int | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from exafield.run import Run
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -26,11 +28,21 @@ class Work:
     link: str
     behind: str
 
+    @property
+    def names(self) -> str:
+        """The authors, for reading."""
+        *first, last = (author.strip("{}") for author in self.authors)
+        return f"{', '.join(first)} and {last}" if first else last
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        scheme, _, number = self.link.partition(":")
+        return {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(scheme, f"{scheme}:") + number
+
     def plain(self) -> str:
         """For reading."""
-        *first, last = (author.strip("{}") for author in self.authors)
-        names = f"{', '.join(first)} and {last}" if first else last
-        return f"{names}: {self.title}. {self.venue}, {self.year}. {self.link}\n  behind: {self.behind}"
+        return f"{self.names}: {self.title}. {self.venue}, {self.year}. {self.link}\n  behind: {self.behind}"
 
     def bibtex(self) -> str:
         """For a bibliography."""
@@ -113,7 +125,7 @@ WORKS = (
         2018,
         "International Conference for High Performance Computing, Networking, Storage and Analysis (SC18)",
         "arXiv:1810.01993",
-        "control=Tree",
+        "control=Tree, and gradients one step late (lag=1)",
     ),
     Work(
         "tang2019doublesqueeze",
@@ -227,3 +239,22 @@ WORKS = (
         "the Lobato scattering factors",
     ),
 )
+
+
+def works_behind(run: Run) -> tuple[Work, ...]:
+    """The works behind what a run uses: its problem and what it chose."""
+    reduction, training = run.reduction, run.training
+    used = {"romero2022accelerating"}
+    if run.problem.name == "microscopy":
+        used |= {"laanait2019exascale", "kirkland2010advanced"}
+    if reduction.control.startswith("bitvector") or reduction.grouping.startswith(("grouped", "graph_aware")):
+        used.add("laanait2019exascale")
+    if reduction.control.startswith("tree") or reduction.lag:
+        used.add("kurth2018exascale")
+    if "feedback=true" in reduction.collective:
+        used.add("tang2019doublesqueeze")
+    if training.optimiser.startswith("larc"):
+        used.add("you2017large")
+    if training.precision != "fp32":
+        used.add("micikevicius2018mixed")
+    return tuple(work for work in WORKS if work.key in used)

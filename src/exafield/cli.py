@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,8 +11,9 @@ import tyro
 
 from exafield import __version__
 from exafield.environment import Place, detect
+from exafield.given import check_problem, flag_value, starting_run
 from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
-from exafield.run import PRESETS, QUESTIONS, Microscopy, Run, RunError, Simulation, Training, laptop
+from exafield.run import PRESETS, Microscopy, Run, RunError, Simulation, Training, laptop
 from exafield.submit import Allocation, destination, script, submit
 from exafield.suggestion import unknown
 from exafield.watchdog import WorldAborted
@@ -27,6 +28,7 @@ usage: exafield COMMAND [OPTIONS]
   generate PROBLEM    simulates the data of a problem, without training
   data list           public data sets; also: data where NAME, data get NAME
   trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
+  report RUN          writes report.html: curves, pictures, timeline, speed, settings, on what and whose work behind it
   doctor              what this machine has, and whether processes can reduce gradients here
   cite                the papers behind what is used
 
@@ -126,6 +128,23 @@ class TraceOf:
 
 
 @dataclass(frozen=True)
+class ReportOn:
+    """Writes report.html of a run: what it was and what came of it, in one file that loads nothing from elsewhere.
+
+    Every training writes it at its end. Here it is made anew, also for a run that failed or still goes on.
+
+    Args:
+        run: a run folder.
+        baseline: folder of the same run on one rank, to compare the speed with.
+        out: the page. None: report.html in the run folder.
+    """
+
+    run: tyro.conf.Positional[Path]
+    baseline: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Tells versions, back ends, cores and memory, and checks a reduction of gradients over two processes.
 
@@ -176,6 +195,7 @@ def _command(argv: list[str], place: Place) -> int:
         "generate": _generate,
         "data": _data,
         "trace": _trace,
+        "report": _report,
         "doctor": _doctor,
         "cite": _cite,
     }
@@ -236,8 +256,8 @@ def _parsed(kind: type[_Arguments], command: str, argv: list[str], default: _Arg
 
 
 def _train(argv: list[str], place: Place) -> int:
-    arguments = _parsed(Train, "train", argv, Train(problem="", run=_base(argv)))
-    _check_problem(arguments.problem, arguments.run)
+    arguments = _parsed(Train, "train", argv, Train(problem="", run=starting_run(argv)))
+    check_problem(arguments.problem, arguments.run)
     if place.launcher != "alone" and arguments.ranks not in (None, place.size):
         raise RunError(
             f"--ranks {arguments.ranks}, but {place.launcher} has started {place.size}: leave out --ranks there"
@@ -260,8 +280,8 @@ def _train(argv: list[str], place: Place) -> int:
 
 
 def _submit(argv: list[str], place: Place) -> int:
-    arguments = _parsed(Submit, "submit", argv, Submit(problem="", run=_base(argv)))
-    _check_problem(arguments.problem, arguments.run)
+    arguments = _parsed(Submit, "submit", argv, Submit(problem="", run=starting_run(argv)))
+    check_problem(arguments.problem, arguments.run)
     folder = destination(arguments.run, arguments.resume)
     if arguments.dry:
         print(script(arguments.problem, arguments.job, folder), end="")
@@ -270,59 +290,11 @@ def _submit(argv: list[str], place: Place) -> int:
     return 0
 
 
-def _base(argv: Sequence[str]) -> Run:
-    """The run that flags change: from a run file, a resumed run or a preset."""
-    from exafield.runfile import load
-
-    given = {name: _given(argv, f"--{name}") for name in ("preset", "config", "resume")}
-    several = [f"--{name}" for name, value in given.items() if value is not None]
-    if len(several) > 1:
-        raise RunError(f"{' and '.join(several)} each bring all settings: give one of them")
-    if given["resume"] is not None:
-        run = load(Path(given["resume"]) / "run.yaml")
-    elif given["config"] is not None:
-        run = load(given["config"])
-    else:
-        preset = given["preset"] or "laptop"
-        run = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
-    return _length(run, argv)
-
-
-def _given(argv: Sequence[str], flag: str) -> str | None:
-    """The value a flag has; looked up before the full parse, whose defaults depend on it."""
-    for position, argument in enumerate(argv):
-        if argument == flag and position + 1 < len(argv):
-            return argv[position + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None
-
-
-def _length(run: Run, argv: Sequence[str]) -> Run:
-    """A run that is as long in steps if --steps is given, and in seconds if --seconds is."""
-    steps, seconds = _given(argv, "--steps"), _given(argv, "--seconds")
-    if (steps is None) == (seconds is None):
-        return run
-    t = run.training
-    length: dict[str, int | float | None] = (
-        {"steps": t.steps or 1, "seconds": None} if seconds is None else {"steps": None, "seconds": t.seconds or 1.0}
-    )
-    training: Training = replace(t, **length)  # type: ignore[arg-type]
-    return replace(run, training=training)
-
-
-def _check_problem(name: str, run: Run) -> None:
-    if name not in QUESTIONS:
-        raise RunError(unknown("problem", name, QUESTIONS))
-    if name != run.problem.name:
-        raise RunError(f"the run file is about {run.problem.name}, not {name}")
-
-
 def _generate(argv: list[str], place: Place) -> int:
-    preset = _given(argv, "--preset") or "laptop"
+    preset = flag_value(argv, "--preset") or "laptop"
     base = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
     arguments = _parsed(Generate, "generate", argv, Generate(problem="", data=base.problem.data))
-    _check_problem(arguments.problem, base)
+    check_problem(arguments.problem, base)
     from exafield.engine import engine
     from exafield.job import generate
 
@@ -357,6 +329,14 @@ def _trace(argv: list[str], place: Place) -> int:
     from exafield.tracefile import load_trace
 
     print("\n".join(summarise(load_trace(arguments.run)).lines()))
+    return 0
+
+
+def _report(argv: list[str], place: Place) -> int:
+    arguments = _parsed(ReportOn, "report", argv)
+    from exafield import page
+
+    print(page.write(arguments.run, baseline=arguments.baseline, to=arguments.out))
     return 0
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +15,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
-from exafield import __version__, assembly, runfile
+import torch
+
+from exafield import __version__, assembly, page, provenance, runfile
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
 from exafield.environment import detect
+from exafield.peak import matrix_peak
+from exafield.precision import DTYPES, Precision
 from exafield.problem import Problem
+from exafield.provenance import Provenance
+from exafield.report import Report
 from exafield.run import Run, RunError, Simulation
 from exafield.store import RunFolder, StoreError, atomic_write
 from exafield.trainer import Trainer
@@ -186,48 +194,67 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
     error. What is only written for a complete run (scores, picture, gate) is then missing.
 
     Raises:
-        RunError: a setting makes no sense; on all ranks.
+        RunError: a setting makes no sense, or needs a package that is not installed; on all ranks.
         others: see :meth:`exafield.trainer.Trainer.fit`.
     """
     with World.from_env(assembly.device(run.training, detect(os.environ).local_size)) as world:
         first = world.rank == 0
+        assembly.check_loggers(run.record)
         folder = _folder(run, resume, world)
         if first:
             say(f"{run.problem.name} on {_counted(world.size, 'rank')} ({world.device.type}), run folder {folder.path}")
-        with _settings_blamed():
-            question = assembly.problem(run)
-        generate(run.problem.data, ProcessEngine(), say)
-        training, record = run.training, run.record
-        with _settings_blamed():
-            trainer = Trainer(
-                question,
-                world,
-                assembly.reducer(run.reduction),
-                batch_size=training.batch_size,
-                seed=training.seed,
-                folder=folder,
-                precision=training.precision,
-                clip=training.clip,
-                accumulate=training.accumulate,
-                log_every=record.log_every,
-                keep=record.keep,
-            )
-        with stopping() as stop:
-            if resume is not None and not trainer.resume(training.on_resize) and first:
-                say("there is no checkpoint to resume from: starting at step 0")
-            values = trainer.fit(
-                training.steps,
-                training.seconds,
-                evaluate_every=record.evaluate_every,
-                checkpoint_every=record.checkpoint_every,
-                stop=stop,
-            )
-            if trainer.stopped:
-                if first:
+        with _recorded(folder, world) as session:
+            with _settings_blamed():
+                question = assembly.problem(run)
+            generate(run.problem.data, ProcessEngine(), say)
+            training, record = run.training, run.record
+            with _settings_blamed():
+                trainer = Trainer(
+                    question,
+                    world,
+                    assembly.reducer(run.reduction),
+                    batch_size=training.batch_size,
+                    seed=training.seed,
+                    folder=folder,
+                    precision=training.precision,
+                    clip=training.clip,
+                    accumulate=training.accumulate,
+                    log_every=record.log_every,
+                    keep=record.keep,
+                    report=Report(
+                        first, folder.metrics, loggers=assembly.loggers(record, folder.path) if first else ()
+                    ),
+                )
+            with stopping() as stop:
+                if resume is not None and not trainer.resume(training.on_resize) and first:
+                    say("there is no checkpoint to resume from: starting at step 0")
+                values = trainer.fit(
+                    training.steps,
+                    training.seconds,
+                    evaluate_every=record.evaluate_every,
+                    checkpoint_every=record.checkpoint_every,
+                    stop=stop,
+                )
+                if trainer.stopped:
                     by, on = signal.Signals(trainer.stopped).name, f"{run.problem.name} --resume {folder.path}"
-                    say(f"stopped by {by} at step {trainer.steps}; go on with: exafield train {on}")
-                return Outcome(folder.path, None, True, trainer.stopped)
-            return _judge(question, world, folder, trainer, values, say)
+                    if first:
+                        say(f"stopped by {by} at step {trainer.steps}; go on with: exafield train {on}")
+                    _report(world, folder, trainer, session, f"stopped by {by}", say)
+                    return Outcome(folder.path, None, True, trainer.stopped)
+                outcome = _judge(question, world, folder, trainer, values, say)
+                _report(world, folder, trainer, session, "complete", say)
+                return outcome
+
+
+@contextmanager
+def _recorded(folder: RunFolder, world: World) -> Iterator[Provenance | None]:
+    """Rank 0's record of this session, in which an error that ends it is noted; None on the others."""
+    if world.rank:
+        yield None
+        return
+    begun = provenance.session(detect(os.environ).launcher, world.size, len(world.nodes), world.device)
+    with Provenance(folder.path / provenance.NAME, begun) as session:
+        yield session
 
 
 @contextmanager
@@ -255,6 +282,7 @@ def _judge(
     if world.rank == 0:
         picture = folder.picture(question.name)
         question.picture(picture)
+        trainer.report.picture(trainer.steps, picture)
         gate: Sequence[tuple[bool, str]] = verdict.gate() if verdict is not None else ()
         for line in verdict.lines() if verdict is not None else ():
             say(line)
@@ -264,6 +292,7 @@ def _judge(
         result = {
             **_RESULT,
             "steps": trainer.steps,
+            "elapsed": round(trainer.elapsed, 3),
             "ranks": world.size,
             "batch": dataclasses.asdict(trainer.batch),
             "evaluation": values,
@@ -272,8 +301,45 @@ def _judge(
         }
         atomic_write(folder.path / "result.json", json.dumps(result, indent=1).encode())
         say(f"picture     {picture}")
-        say(f"run folder  {folder.path}")
     return Outcome(folder.path, picture, bool(world.broadcast_object(reached)))
+
+
+def _report(
+    world: World,
+    folder: RunFolder,
+    trainer: Trainer,
+    session: Provenance | None,
+    outcome: str,
+    say: Callable[[str], None],
+) -> None:
+    """Measures the peak, notes how the session ended, and writes the page of the run. Collective.
+
+    What was learnt is safe by now, and not lost for a page: one that cannot be written is warned of.
+    """
+    peak = _peak(world, trainer.precision)
+    if session is None:
+        return
+    session.end(outcome, steps=trainer.steps, elapsed=round(trainer.elapsed, 3), peak=peak)
+    try:
+        say(f"report      {page.write(folder.path, quick=True)}")
+    except Exception as error:
+        again = f"exafield report {folder.path}"
+        warnings.warn(f"the report is not written ({error}), all else is; to try again: {again}", stacklevel=2)
+    say(f"run folder  {folder.path}")
+
+
+def _peak(world: World, precision: Precision) -> dict[str, object] | None:
+    """The peak of all ranks together, which may share cores, so that all are measured at once; None if one fails."""
+    world.barrier()
+    try:
+        mine = matrix_peak(world.device, DTYPES[precision])
+    except (RuntimeError, MemoryError):  # no memory left, or this device cannot multiply this type
+        mine = math.nan
+    whole = torch.tensor([mine], dtype=torch.float64)
+    world.all_reduce(whole)
+    if not math.isfinite(float(whole)):
+        return None
+    return {"all_ranks": float(whole), "dtype": str(DTYPES[precision]).removeprefix("torch.")}
 
 
 def _counted(number: int, what: str) -> str:

@@ -4,6 +4,7 @@ Weights, optimisers and reductions stay in fp32: autocast makes narrow copies of
 (Micikevicius et al., arXiv:1710.03740).
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Those of torch.amp.GradScaler: where the scale starts, and after how many good steps it is doubled.
 _INITIAL, _INTERVAL = 2.0**16, 2000
@@ -30,8 +32,8 @@ def check_precision(precision: str) -> None:
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Around the computation of a loss."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+    on = precision != "fp32"
+    return torch.autocast(device.type, DTYPES[precision] if on else None, enabled=on)
 
 
 class LossScale:
