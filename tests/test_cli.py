@@ -283,6 +283,8 @@ def test_a_training_ends_as_one(sent: signal.Signals, tmp_path: Path, cache: str
     ranks = {rank_of(pid): pid for pid in children(process.pid)}
     os.kill(ranks["1"] if sent == signal.SIGKILL else process.pid, sent)
     _, said = process.communicate(timeout=30)
+    outcome = json.loads((tmp_path / "run" / "provenance.json").read_text())["sessions"][0]["outcome"]
+    assert str(outcome).startswith("ended with an error" if sent == signal.SIGKILL else "interrupted")
     if sent == signal.SIGKILL:
         assert process.returncode == 1
         assert "rank 1 of 2 was killed by signal 9 (SIGKILL)" in said

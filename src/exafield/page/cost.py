@@ -49,7 +49,7 @@ def efficiency(summary: Summary | None, against: Scaling | None) -> Markup:
                 "p",
                 element("b", f"{share(against.efficiency)} against one rank. "),
                 f"{against.here:.4g} samples/s per rank on {counted(against.ranks, 'rank')}, {against.alone:.4g} "
-                "samples/s on one rank with as many samples per step (weak scaling).",
+                "samples/s on one rank with as many samples per rank (weak scaling).",
             )
         )
     shares = parts(summary) if summary is not None else {}

@@ -208,4 +208,7 @@ def notes(contents: Contents) -> Markup | None:
         return None
     lines = (element("li", why) for why in contents.unreadable.values())
     title = f"{counted(len(contents.unreadable), 'file')} of this run cannot be read"
-    return element("aside", element("p", element("b", title)), element("ul", *lines))
+    what = (
+        "Nothing else is affected. Restore what is damaged, or remove it, and make this page anew: exafield report RUN."
+    )
+    return element("aside", element("p", element("b", title)), element("ul", *lines), element("p", what))
