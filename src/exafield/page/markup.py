@@ -5,6 +5,8 @@ from html import escape
 
 # Elements of HTML that have no end tag.
 _VOID = frozenset({"br", "hr", "img", "meta"})
+# Up to this many letters a cell of a table is not broken into lines; our choice.
+_SHORT = 30
 
 
 class Markup(str):
@@ -42,11 +44,13 @@ def missing(why: str) -> Markup:
     return element("p", why, class_="missing")
 
 
+def _cell(value: object) -> Markup:
+    """Numbers with their unit, dates and the like stay on one line."""
+    return element("td", value, class_="short" if len(str(value)) <= _SHORT else None)
+
+
 def table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> Markup:
     """A table; the first column names the rows. Without `head` it has none."""
     top = element("thead", element("tr", *(element("th", cell, scope="col") for cell in head))) if head else None
-    body = (
-        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
-        for first, *rest in rows
-    )
+    body = (element("tr", element("th", first, scope="row"), *map(_cell, rest)) for first, *rest in rows)
     return element("div", element("table", top, element("tbody", *body)), class_="scroll")
