@@ -1,6 +1,6 @@
 """Reduction between nodes: bytes sent, and step times beside torch DDP, on a slow network made for the purpose.
 
-    sudo python benchmarks/nodes.py [--json FILE] [--quick]
+    sudo python benchmarks/nodes.py [--nodes 2 4] [--ranks 2] [--json FILE] [--quick]
 
 Two, then four "nodes" are network namespaces joined by a bridge, 200 Mbit/s each way (tbf), with two gloo ranks each.
 They are made and removed here; nothing outside them is touched, and no address is given outside them. Without root or
@@ -31,7 +31,6 @@ from exafield.reduce import Flat, Grouped, Hierarchical, Static
 from exafield.reduce.collective import Collective
 
 RATE = 200e6  # of each node's link, each way [bit/s]
-RANKS = 2  # per node
 INTERFACE = "veth0"
 PORT = 29500  # inside a namespace of our own, where nobody else listens
 MIB = 2**20
@@ -84,7 +83,8 @@ def shell(*command: str) -> None:
 class Cluster:
     """Nodes joined by a bridge, as network namespaces. A context manager: leaving it removes everything."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, ranks: int) -> None:
+        self.ranks = ranks  # per node
         prefix = f"exafield-{os.getpid()}"
         self.nodes = [f"{prefix}-node{number}" for number in range(nodes)]
         self.switch = f"{prefix}-switch"
@@ -129,15 +129,15 @@ class Cluster:
         return f"10.77.0.{number + 1}"
 
     def run(self, *arguments: str) -> Any:
-        """Runs this script as a rank, RANKS times on every node; returns what rank 0 reports."""
-        size = len(self.nodes) * RANKS
+        """Runs this script on every rank of every node; returns what rank 0 reports."""
+        size = len(self.nodes) * self.ranks
         ranks: list[subprocess.Popen[str]] = []
         try:
             for rank in range(size):
-                node = self.nodes[rank // RANKS]
+                node = self.nodes[rank // self.ranks]
                 env = os.environ | {
                     "RANK": str(rank),
-                    "LOCAL_RANK": str(rank % RANKS),
+                    "LOCAL_RANK": str(rank % self.ranks),
                     "WORLD_SIZE": str(size),
                     "MASTER_ADDR": self.address(0),
                     "MASTER_PORT": str(PORT),
@@ -300,9 +300,9 @@ def compare(times: dict[str, list[float]], topology: Topology) -> list[dict[str,
     return rows
 
 
-def measured(nodes: int, quick: bool) -> dict[str, Any]:
-    print(f"{nodes} nodes of {RANKS} ranks, {RATE / 1e6:.0f} Mbit/s each", flush=True)
-    with Cluster(nodes) as cluster:
+def measured(nodes: int, ranks: int, quick: bool) -> dict[str, Any]:
+    print(f"{nodes} nodes of {ranks} ranks, {RATE / 1e6:.0f} Mbit/s each", flush=True)
+    with Cluster(nodes, ranks) as cluster:
         table = cluster.run("bytes", str(4 * MIB), "2" if quick else "6")
         for name, row in table.items():
             print(
@@ -315,7 +315,7 @@ def measured(nodes: int, quick: bool) -> dict[str, Any]:
         for name, blocks in times.items():
             row = spread([1e3 * t for t in blocks])
             print(f"    {name:24s} {row['median']:5.0f} ms a step ({row['min']:.0f} to {row['max']:.0f})", flush=True)
-        ratios = compare(times, Topology.regular(nodes * RANKS, RANKS))
+        ratios = compare(times, Topology.regular(nodes * ranks, ranks))
         for row in ratios:
             f = row["faster"]
             print(
@@ -323,7 +323,7 @@ def measured(nodes: int, quick: bool) -> dict[str, Any]:
                 f"{f['max']:.2f}), with {row['fewer_bytes']:.2f} times fewer bytes; promised {row['promised']}",
                 flush=True,
             )
-    return {"nodes": nodes, "bytes": table, "seconds": times, "ratios": ratios}
+    return {"nodes": nodes, "ranks": ranks, "bytes": table, "seconds": times, "ratios": ratios}
 
 
 def main() -> None:
@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4], help="numbers of nodes")
+    parser.add_argument("--ranks", type=int, default=2, help="of each node")
     parser.add_argument("--rank", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank:
@@ -345,7 +346,7 @@ def main() -> None:
         for command in ("ip", "tc"):
             if shutil.which(command) is None:
                 raise Unavailable(f"needs the command {command!r}, of iproute2")
-        result["worlds"] = [measured(nodes, arguments.quick) for nodes in arguments.nodes]
+        result["worlds"] = [measured(nodes, arguments.ranks, arguments.quick) for nodes in arguments.nodes]
     except Unavailable as reason:
         print(f"nodes: skipped: {reason}")
         result["skipped"] = str(reason)

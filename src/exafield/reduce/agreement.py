@@ -1,11 +1,11 @@
 """What all ranks must agree on before the first gradient travels: names, shapes, dtypes, order, and who trains."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Parameter, is_lazy
 
 from exafield.channel import Channel, broadcast_json, gather_json
@@ -61,7 +61,9 @@ def scopes(model: Model, names: Iterable[str]) -> dict[str, str | None]:
 
 
 def _sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
+    # Whoever made one has imported its module, which takes a second; for the others it is not worth that.
+    sharding = sys.modules.get("torch.distributed.tensor")
+    return sharding is not None and isinstance(tensor, sharding.DTensor)
 
 
 def unsupported(model: Model, parameters: Mapping[str, Parameter]) -> str | None:
