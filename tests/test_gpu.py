@@ -51,6 +51,25 @@ def test_gradients_are_those_of_the_cpu(grouping: object, lag: int) -> None:
                 torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_gradients_are_waited_for_however_long_packing_takes(lag: int) -> None:
+    """Packing is held up on its stream; what lands is right all the same, and its memory is not given away before."""
+    layer = nn.Linear(2048, 2048, bias=False, device="cuda")
+    reduction = Reducer(grouping=Single(), lag=lag).attach(layer, World.single("cuda"))
+    expected: list[Tensor] = []
+    for step in range(5):
+        layer.zero_grad()
+        (layer(torch.randn(8, 2048, device="cuda")).sum() * (step + 1)).backward()
+        assert layer.weight.grad is not None
+        expected.append(layer.weight.grad.clone())
+        if reduction._session._stream is not None:
+            with torch.cuda.stream(reduction._session._stream):
+                torch.cuda._sleep(50_000_000)
+        if reduction.finish():
+            torch.testing.assert_close(layer.weight.grad, expected[step - lag], rtol=0, atol=0)
+        torch.randn(2048, 2048, device="cuda")  # takes memory that has become free
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_never_waits_for_the_device(precision: Precision) -> None:
     problem = Regression(optimiser=AdamW(0.01))

@@ -50,7 +50,10 @@ def test_the_scale_halves_at_an_overflow_and_doubles_after_a_long_time_without(
     other.load_state_dict(scale.state_dict())
     assert told(other, True) == told(scale, True) == 2.0**17
     assert not scale.exhausted
-    for _ in range(40):
+    for _ in range(400):
+        scale.update(torch.tensor(True))
+    assert told(scale, False) == 2.0**63  # it stays finite, and so it can come down again
+    for _ in range(100):
         scale.update(torch.tensor(False))
     assert scale.exhausted
 

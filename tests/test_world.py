@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from exafield.message import Topology
+from exafield.reduce import Reducer
 from exafield.world import World
 from ranks import run_ranks
 
@@ -64,9 +65,9 @@ def everything(world: World) -> None:
     value = torch.tensor([float(world.rank)])
     world.all_reduce(value)
     assert value.item() == sum(range(world.size))
-    bits = torch.tensor([0b11 << world.rank])
-    world.all_reduce(bits, "bor")
-    assert bits.item() == (1 << (world.size + 1)) - 1
+    greatest = torch.tensor([world.rank])
+    world.all_reduce(greatest, "max")
+    assert greatest.item() == world.size - 1
     assert world.all_gather_objects([world.rank, "x" * world.rank]) == [[r, "x" * r] for r in range(world.size)]
     assert world.broadcast_object({"from": world.rank}, root=1) == {"from": 1}
     matrix = torch.full((2, 3), float(world.rank)).T  # not contiguous
@@ -119,6 +120,30 @@ def test_the_others_end_with_a_reason_when_a_rank_is_gone(body: object, says: st
     assert "time ran out" not in str(caught.value)
     assert says in str(caught.value)
     assert time.monotonic() > began
+
+
+def opened_and_closed(world: World) -> None:
+    """What is closed before the world ends is not kept until then; what one rank cannot tell ends nobody."""
+    before = len(world._closers)
+    for number in range(3):
+        if world.rank == 0 and number == 1:
+            Reducer().attach(torch.nn.Linear(2, 2), World.single()).close()  # one that the other rank does not have
+        reduction = Reducer().attach(torch.nn.Linear(3, 3), world)
+        assert len(world._closers) > before
+        reduction.close()
+        assert len(world._closers) == before
+    words = world.all_gather_objects(world.unique())
+    assert words[0] == words[1] != world.unique()
+    world.answer("nonsense", lambda: {}["missing"])
+    world.answer("sense", lambda: {"rank": world.rank})
+    world.barrier()
+    assert world.inquire("nonsense") == {0: None, 1: None}
+    assert world.inquire("sense") == {0: {"rank": 0}, 1: {"rank": 1}}
+    world.barrier()
+
+
+def test_what_was_closed_is_forgotten_and_questions_are_answered() -> None:
+    run_ranks(2, opened_and_closed)
 
 
 def silent(world: World) -> None:

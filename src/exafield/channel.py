@@ -16,15 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions, AllToAllOptions
 
-Op = Literal["sum", "max", "min", "band", "bor"]
+Op = Literal["sum", "max"]
 
-_OPS = {
-    "sum": dist.ReduceOp.SUM,
-    "max": dist.ReduceOp.MAX,
-    "min": dist.ReduceOp.MIN,
-    "band": dist.ReduceOp.BAND,
-    "bor": dist.ReduceOp.BOR,
-}
+_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 @runtime_checkable
@@ -184,12 +178,19 @@ class ProcessGroupChannel:
     Args:
         store: rendezvous store; its prefix must be this channel's alone.
         timeout: of every collective [s].
+        closed: is told when the channel has been closed, with its `close`.
     """
 
     def __init__(
-        self, store: Any, rank: int, size: int, timeout: float, backend: Literal["gloo", "nccl"] = "gloo"
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        timeout: float,
+        backend: Literal["gloo", "nccl"] = "gloo",
+        closed: Callable[[Callable[[], None]], None] = lambda close: None,
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self._closed = rank, size, closed
         limit = timedelta(seconds=timeout)
         if backend == "gloo":
             self._group: Any = dist.ProcessGroupGloo(store, rank, size, limit)
@@ -243,6 +244,7 @@ class ProcessGroupChannel:
         # The destructor joins the group's threads. Left to the end of the interpreter, one of them could still
         # want the interpreter for a callback, which ends the process by an abort.
         self._group = None
+        self._closed(self.close)
 
 
 def gather_json(channel: Channel, obj: object) -> list[Any]:

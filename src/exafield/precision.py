@@ -18,6 +18,8 @@ DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.
 _INITIAL, _INTERVAL = 2.0**16, 2000
 # Below this no scale will help; our choice: gradients overflow that would be representable unscaled.
 _LEAST = 2.0**-14
+# It stays finite, and so does its inverse; our choice: more than any gradient needs.
+_MOST = 2.0**64
 
 
 def check_precision(precision: str) -> None:
@@ -54,7 +56,9 @@ class LossScale:
         """Takes note of a step: whether all gradients were finite (scalar, bool)."""
         self._good = torch.where(finite, self._good + 1, 0.0)
         grown = self._good >= _INTERVAL
-        self.value = torch.where(finite, torch.where(grown, self.value * 2, self.value), self.value / 2)
+        self.value = torch.where(
+            finite, torch.where(grown, (self.value * 2).clamp(max=_MOST), self.value), self.value / 2
+        )
         self._good = torch.where(grown, 0.0, self._good)
 
     @property

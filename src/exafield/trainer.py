@@ -212,6 +212,7 @@ class Trainer:
         self.loader.pause()
         self.report.close()
         self.seats.close()
+        self.world.forget(self.close)
 
     # ---- the loop ----
 

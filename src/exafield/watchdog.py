@@ -112,7 +112,10 @@ class Watchdog:
         asked = int(self.store.add("asked", 0))
         if asked > self._asked:
             self._asked = asked
-            about = {key: describe() for key, describe in tuple(self._answers.items())}
+            about = {}
+            for key, describe in tuple(self._answers.items()):
+                with suppress(Exception):  # one that cannot be told must not end this thread
+                    about[key] = describe()
             self.store.set(f"answer/{self.rank}", json.dumps({"number": asked, "about": about}))
 
     def leave(self) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -69,13 +70,14 @@ class World:
         parent_ranks: tuple[int, ...] | None = None,
         origins: tuple[int, ...] | None = None,
         closers: "list[Callable[[], None]] | None" = None,
+        path: str = "world",
     ) -> None:
         self.rank, self.size, self.kind, self.device = rank, size, kind, device
         self.topology, self.timeout, self._watchdog = topology, timeout, watchdog
         self.parent_ranks = parent_ranks or tuple(range(size))
         self._origins = origins or tuple(range(size))
         self._is_root = parent_ranks is None
-        self._store, self._made, self._closed = store, 0, False
+        self._store, self._made, self._closed, self._path = store, 0, False, path
         # Shared with sub-worlds, so that what was opened is closed in one order everywhere.
         self._closers: list[Callable[[], None]] = [] if closers is None else closers
         self.control = self.channel()
@@ -191,6 +193,7 @@ class World:
             parent_ranks=group,
             origins=tuple(self._origins[rank] for rank in group),
             closers=self._closers,
+            path=f"{self._path}/{name}",
         )
 
     # ---- who shares our node ----
@@ -219,7 +222,7 @@ class World:
         serial, self._made = self._made, self._made + 1
         backend: Literal["gloo", "nccl"] = "nccl" if device is not None and device.type == "cuda" else "gloo"
         store = _prefixed(self._store, f"channel{serial}")
-        channel = ProcessGroupChannel(store, self.rank, self.size, timeout or self.timeout, backend)
+        channel = ProcessGroupChannel(store, self.rank, self.size, timeout or self.timeout, backend, self.forget)
         self._closers.append(channel.close)
         return channel
 
@@ -266,6 +269,11 @@ class World:
 
     # ---- what the others are doing ----
 
+    def unique(self) -> str:
+        """A word without blanks that all ranks of this world have in common, and nobody else. Collective."""
+        serial, self._made = self._made, self._made + 1
+        return f"{self._path}/{serial}"
+
     @property
     def origin(self) -> int:
         """This process's rank in the world that all sub-worlds come from."""
@@ -300,8 +308,8 @@ class World:
             return
         if self._watchdog is None or self._watchdog.reason is None:
             self.barrier()
-            for closer in reversed(self._closers):
-                closer()
+            while self._closers:
+                self._closers.pop()()
             if self._watchdog is not None:
                 self._watchdog.leave()
         self._closed = True
@@ -309,6 +317,11 @@ class World:
     def on_close(self, closer: Callable[[], None]) -> None:
         """Calls `closer` when the world ends well, last come first; every rank must ask in the same order."""
         self._closers.append(closer)
+
+    def forget(self, closer: Callable[[], None]) -> None:
+        """Takes back :meth:`on_close`: what `closer` would close is closed."""
+        with suppress(ValueError):
+            self._closers.remove(closer)
 
     def __enter__(self) -> "World":
         return self

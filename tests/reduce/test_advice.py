@@ -239,6 +239,33 @@ def tuned(world: World, folder: str) -> None:
         reduction.close()
 
 
+def tuned_thaw(world: World, folder: str) -> None:
+    """What was frozen while plans were tried, or chosen in an earlier run, is reduced once it is thawed."""
+    cache = Path(folder) / "reducer.json"
+    reducer = Reducer(grouping=AutoTuned(candidates=2, steps=1, turns=1))
+    for thawed in (99, 3, 0):  # the first run tunes without it, and remembers
+        torch.manual_seed(0)
+        model = Mixture()
+        frozen = model.branches[0][0].weight
+        frozen.requires_grad_(thawed == 0)
+        reduction = reducer.attach(model, world, cache=cache)
+        for number in range(14):
+            if number == thawed:
+                frozen.requires_grad_(True)
+            model.zero_grad()
+            model(torch.randn(4, 8), world.rank % 2).square().mean().backward()
+            reduction.finish()
+            if number >= thawed:
+                assert frozen.grad is not None
+                said = world.all_gather_objects(frozen.grad.flatten()[:5].tolist())
+                assert said[0] == said[1], f"thawed in step {thawed}, step {number}"
+        reduction.close()
+
+
+def test_what_is_thawed_while_plans_are_tried_is_reduced(tmp_path: Path) -> None:
+    run_ranks(2, tuned_thaw, str(tmp_path))
+
+
 def test_auto_moves_at_the_same_step_on_all_ranks_and_stays_exact() -> None:
     said = [next(line for line in text.splitlines() if "DECIDED" in line) for text in run_ranks(2, auto_moves)]
     assert said[0] == said[1]

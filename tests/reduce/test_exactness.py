@@ -70,15 +70,18 @@ class Reference:
         return [None if p.grad is None else p.grad.detach().clone() for p in self.model.parameters()]
 
     def check(self, local: list[Tensor | None]) -> None:
-        for (name, p), own in zip(self.model.named_parameters(), local, strict=True):
-            present = torch.tensor([own is not None], dtype=torch.int64)
-            self.world.all_reduce(present, "max")
-            if not present.item():
+        named = list(self.model.named_parameters())
+        present = torch.tensor([own is not None for own in local], dtype=torch.int64)
+        self.world.all_reduce(present, "max")
+        sums = [torch.zeros(p.shape) if own is None else own for (_, p), own in zip(named, local, strict=True)]
+        flat = torch.cat([total.double().flatten() for total in sums])
+        self.world.all_reduce(flat)
+        means = (flat / self.world.size).split([total.numel() for total in sums])
+        for (name, p), anywhere, mean in zip(named, present.tolist(), means, strict=True):
+            if not anywhere:
                 assert p.grad is None, f"{name} is used nowhere, so its gradient must stay None"
                 continue
-            mean = torch.zeros(p.shape, dtype=torch.float64) if own is None else own.double()
-            self.world.all_reduce(mean)
-            mean /= self.world.size
+            mean = mean.view(p.shape)
             assert p.grad is not None, name
             error, scale = (p.grad.double() - mean).norm(), mean.norm()
             assert error <= 1e-6 * scale + 1e-8, f"{name}: {error} of {scale}"

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def test_a_dead_rank_is_noticed_and_nothing_stays() -> None:
 def one_cannot(world: World) -> None:
     """Where one rank cannot map the memory, all use the library."""
     if world.rank == 1:
-        shared._mapped = lambda pid, descriptor: (_ for _ in ()).throw(OSError("no"))  # type: ignore[assignment]
+        shared._mapped = lambda *_about: (_ for _ in ()).throw(OSError("no"))  # type: ignore[assignment]
     assert connect(world) is None
     links = Flat().connect(world, CPU)
     buffer = links.zeros(3, torch.zeros(0)) + 1.0
@@ -149,8 +150,28 @@ def one_cannot(world: World) -> None:
     assert buffer.tolist() == [2.0] * 3
 
 
-def test_all_fall_back_together() -> None:
-    run_ranks(2, one_cannot)
+def meets_itself(world: World) -> None:
+    """As in containers of one host name, where processes have the same numbers: a rank finds its own memory."""
+    mapped = shared._mapped
+
+    def confused(pid: int, descriptor: int, token: int) -> object:
+        number = next(n for n in range(3, 256) if _is_memory(n))
+        return mapped(os.getpid(), number, token)
+
+    shared._mapped = confused  # type: ignore[assignment]
+    assert connect(world) is None
+
+
+def _is_memory(descriptor: int) -> bool:
+    try:
+        return "memfd:exafield" in os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("body", [one_cannot, meets_itself])
+def test_all_fall_back_together(body: Callable[[World], None]) -> None:
+    run_ranks(2, body)
 
 
 def test_who_may_share() -> None:

@@ -163,8 +163,13 @@ class Memory:
     def __init__(self, path: Path | None, name: str, inventory: Inventory, world: World, settings: str) -> None:
         self._path, self._world = path, world
         shapes = [[n, str(p.dtype), list(p.shape)] for n, p in zip(inventory.names, inventory.parameters, strict=True)]
-        about = json.dumps([shapes, world.nodes, world.device.type, settings])
-        self._key = f"{name} {hashlib.sha256(about.encode()).hexdigest()[:16]}"
+        self._name, self._inventory = name, inventory
+        self._about = [shapes, world.nodes, world.device.type, settings]
+
+    @property
+    def _key(self) -> str:
+        about = json.dumps([*self._about, self._inventory.trained])
+        return f"{self._name} {hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
     def load(self) -> Any:
         """What was saved, or None. Collective."""
@@ -208,15 +213,20 @@ class Advice:
         self, choices: Mapping[str, object], inventory: Inventory, control: Control, memory: Memory, world: World
     ) -> None:
         self._inventory, self._world = inventory, world
+        self._advised = {what: choice for what, choice in choices.items() if isinstance(choice, Advised)}
         self._advisers: dict[str, Adviser] = {
-            what: choice.adviser(inventory, control, memory)
-            for what, choice in choices.items()
-            if isinstance(choice, Advised)
+            what: choice.adviser(inventory, control, memory) for what, choice in self._advised.items()
         }
+        self._memory = memory
 
     def __contains__(self, what: object) -> bool:
         """Whether a policy may still change itself."""
         return what in self._advisers
+
+    def begin_anew(self, what: str, control: Control) -> None:
+        """What was seen of a policy no longer holds, since the model was changed. Collective."""
+        if what in self._advised:
+            self._advisers[what] = self._advised[what].adviser(self._inventory, control, self._memory)
 
     def silence(self, what: str) -> None:
         """A policy's choice is final."""

@@ -151,15 +151,19 @@ class Bucket:
             large = sum(n < self._large for n in present)
             self._copy(buffer, [buffer.views[n] for n in present], local, large, factor)
 
-    def unpack(self, buffer: Buffer) -> None:
-        """Makes the reduced gradients the parameters' `.grad`: None where no rank had one."""
+    def unpack(self, buffer: Buffer, changed: bool = False) -> None:
+        """Makes the reduced gradients the parameters' `.grad`: None where no rank had one.
+
+        Args:
+            changed: whether parameters may have another shape by now; they then get None.
+        """
         buffer.busy = False
-        if buffer.whole:
+        if buffer.whole and not changed:
             for parameter, view in zip(self.parameters, buffer.views, strict=True):
                 parameter.grad = view
             return
         for parameter, view, used in zip(self.parameters, buffer.views, (buffer.marks != 0).tolist(), strict=True):
-            parameter.grad = view if used else None
+            parameter.grad = view if used and parameter.shape == view.shape else None
 
     @torch.no_grad()
     def filled(self, gradients: Sequence[Tensor | None]) -> Buffer:

@@ -97,11 +97,21 @@ class Inventory:
         said: Any = self._world.guarded(lambda: broadcast_json(self._world.control, [list(g) for g in groups]))
         return tuple(tuple(group) for group in said)
 
+    def covered(self, groups: Sequence[Sequence[int]]) -> bool:
+        """Whether every parameter that is trained is in one of the groups, and no other."""
+        return sorted(i for group in groups for i in group) == [i for i, t in enumerate(self.trained) if t]
+
     def changed(self, hooked: Mapping[int, object]) -> bool:
         """Whether the model is no longer the one planned for: a shape, or what is frozen here."""
         return list(map(_shape_of, self.parameters)) != self._shapes or [p.requires_grad for p in self.parameters] != [
             i in hooked for i in range(len(self.parameters))
         ]
+
+    def withhold(self, hooked: Mapping[int, object]) -> None:
+        """Takes away the gradients of parameters that were not planned for: they are those of this rank alone."""
+        for index, parameter in enumerate(self.parameters):
+            if parameter.requires_grad and index not in hooked:
+                parameter.grad = None
 
     def name_of(self, parameter: Parameter) -> str:
         """The name of a parameter."""

@@ -98,10 +98,9 @@ class Reduction:
             collective = replace(collective, shared=False)
         links = collective.connect(world, self._inventory.parameters[0].device)
         self._session = Session(_attached, name, self._rank, self._size, channel, links, trace, count)
-        self._patience = patience.begin(world, f"{_attached} {name}", self._describe)
         _attached += 1
         self._steps, self._rounds, self._closed = 0, 0, False
-        self._waits = False
+        self._waits = self._changed = False
         self._awaited: Bucket | None = None
         self._kept: Flight | None = None  # with lag: the gradients to be applied next
         self._arrivals = Arrivals(self._inventory.parameters, self._full, grouping.learns)
@@ -112,6 +111,8 @@ class Reduction:
         self._moved = False  # whether an adviser has changed the control plane
         self._ended = time.perf_counter()
         self._replan()
+        # From here on others may ask what this rank is doing.
+        self._patience = patience.begin(world, f"{world.unique()} {name}", self._describe)
         world.on_close(self.close)
 
     # ---- the plan ----
@@ -183,14 +184,14 @@ class Reduction:
             raise RuntimeError("this reduction is closed: attach the model again")
         arrivals = self._arrivals
         backward = time.perf_counter() - arrivals.began
-        ready = [at or backward for at in arrivals.ready]
+        ready, sizes = [at or backward for at in arrivals.ready], self._sizes  # of this plan: it may change below
         times = dict(arrivals.times)
         flight: Flight | None = self._leave()
         if self._lag:
             flight, self._kept = self._kept, flight
         applied = flight is not None and self._land(flight)
         self._steps += 1
-        observed = Observed(ready, self._sizes, backward, time.perf_counter() - self._ended)
+        observed = Observed(ready, sizes, backward, time.perf_counter() - self._ended)
         if arrivals.learning:
             self._inventory.learn(times)
             arrivals.learning = False
@@ -202,7 +203,7 @@ class Reduction:
     def _leave(self) -> Flight:
         """Sends off what is left of this step, and begins the next."""
         session = self._session
-        broken = self._inventory.changed(self._arrivals.hooked)
+        self._changed = broken = self._inventory.changed(self._arrivals.hooked)
         status = [self._arrivals.dirty >> g & 1 for g in range(len(self._plan))] + [int(broken)]
         session.flush(self._factor(), status)
         self._wait(session.launched)
@@ -228,7 +229,9 @@ class Reduction:
             self._session.again(flight, sum(1 << g for g, flag in enumerate(dirty) if flag))
             self._settle(flight)
         for group, bucket in enumerate(flight.buckets):
-            bucket.unpack(flight.buffers[group])
+            bucket.unpack(flight.buffers[group], self._changed)
+        if self._lag and self._changed:  # what was thawed has no gradient of the step before, but a local one of now
+            self._inventory.withhold(self._arrivals.hooked)
         return True
 
     def _said(self, flight: Flight) -> list[bool]:
@@ -245,6 +248,7 @@ class Reduction:
             self._settle(self._kept)
         self._arrivals.forget()
         self._inventory.agree_anew()
+        self._advice.begin_anew("grouping", self._control)
         self._replan()
         self._session.flush(self._factor(), [0] * (len(self._plan) + 1))
         self._wait(self._session.launched)
@@ -284,7 +288,9 @@ class Reduction:
         control = change.applied(self._control)
         self._moved = self._moved or control != self._control
         self._control = control
-        self._replan(self._plan if change.groups is None else tuple(tuple(group) for group in change.groups))
+        # Groups that were thought of before the model was changed are not taken.
+        groups = change.groups if change.groups and self._inventory.covered(change.groups) else self._plan
+        self._replan(tuple(tuple(group) for group in groups))
         self._trace.instant(f"reducer {self.name}", change.what, why=change.why)
         if change.final:
             self.decisions.append(f"{self.name}: {change.what}: {change.why}")
@@ -328,6 +334,7 @@ class Reduction:
             "steps": self._steps,
             "learning": self._arrivals.learning,
             "readiness": self._inventory.readiness,
+            "backward": self._inventory.backward,
             "names": self._inventory.names,
             "groups": [list(group) for group in self._plan],
             "control": control_as(self._control) if self._moved else None,
@@ -359,11 +366,11 @@ class Reduction:
             )
         if state["names"] != self._inventory.names:
             raise ValueError("reducer state belongs to a model with other parameters")
-        planned = sorted(i for group in state["groups"] for i in group)
-        if planned != [i for i, flag in enumerate(self._inventory.trained) if flag]:
+        if not self._inventory.covered(state["groups"]):
             raise ValueError("reducer state belongs to a model with other parameters frozen")
         self._steps, self._arrivals.learning = state["steps"], state["learning"]
         self._inventory.readiness = list(state["readiness"])
+        self._inventory.backward = float(state.get("backward", 0.0))
         if state.get("control") is not None:
             self._control, self._moved = control_from(state["control"]), True
             self._advice.silence("control")
@@ -382,3 +389,4 @@ class Reduction:
             self._settle(self._kept)
         self._patience.end()
         self._session.close()
+        self.world.forget(self.close)

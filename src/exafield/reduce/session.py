@@ -9,6 +9,7 @@ without any other thread; and on one node messages lie in shared memory, where b
 import heapq
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,22 @@ _BITS = 62
 _GOODBYE = -1
 # Words before the mask in a control message: their count, and up to two of them.
 _HEADER = 3
+
+
+class _OnStream:
+    """A collective of a buffer that was packed on another stream, which some collectives do not wait for."""
+
+    def __init__(self, pending: Pending, packed: Any) -> None:
+        self._pending, self._packed = pending, packed
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._pending.wait(timeout):
+            return False
+        torch.cuda.current_stream().wait_event(self._packed)
+        return True
+
+    def on_done(self, callback: Callable[[BaseException | None], None]) -> None:
+        self._pending.on_done(callback)
 
 
 @dataclass(slots=True)
@@ -265,9 +282,14 @@ class Session:
                 self._stream.wait_event(mark)
             else:
                 self._stream.wait_stream(torch.cuda.default_stream(bucket.parameters[0].device))
+            for parameter in bucket.parameters:
+                if parameter.grad is not None:  # its memory may be given away before this stream has read it
+                    parameter.grad.record_stream(self._stream)
             buffer = bucket.pack(status, factor)
             pending = self.links.run(buffer.wire, self._gradients(buffer), bucket.name)
-        return buffer, pending
+            packed = torch.cuda.Event()
+            packed.record()
+        return buffer, _OnStream(pending, packed)
 
     # ---- the wire ----
 

@@ -15,6 +15,7 @@ import ctypes
 import mmap
 import os
 import platform
+import secrets
 import sys
 import time
 import weakref
@@ -40,7 +41,8 @@ _LINE = 64
 # How often a waiting rank looks whether the others live, and its longest nap [s].
 _LOOK, _NAP = 0.2, 5e-4
 
-_PACKED, _REDUCED, _FIRST = 0, 8, 16  # where counters and slots lie [int64], each counter on a cache line of its own
+# Where counters and slots lie [int64], each counter on a cache line of its own; and what tells memories apart.
+_PACKED, _REDUCED, _FIRST, _TOKEN = 0, 8, 16, 1
 _HEAD = (_FIRST + _SLOTS) * 8
 
 
@@ -287,26 +289,37 @@ class _Reduction:
 def connect(world: World) -> SharedLinks | None:
     """Shares memory between all ranks of a world; None, on all of them, if that cannot be. Collective."""
     own, memories, error = -1, list[mmap.mmap](), ""
+    token = secrets.randbits(62)
     try:
         own = os.memfd_create("exafield", os.MFD_CLOEXEC)
         os.ftruncate(own, _ARENA)
+        os.pwrite(own, token.to_bytes(8, sys.byteorder), 8 * _TOKEN)
     except OSError as caught:
         error = str(caught)
-    said: list[Any] = world.all_gather_objects([os.getpid(), own])
-    if all(descriptor >= 0 for _, descriptor in said):
+    said: list[Any] = world.all_gather_objects([os.getpid(), own, token])
+    if all(descriptor >= 0 for _, descriptor, _ in said):
         try:
-            memories = [_mapped(pid, descriptor) for pid, descriptor in said]
+            memories = [_mapped(*about) for about in said]
         except (OSError, ValueError) as caught:
             error = str(caught)
     failed = any(world.all_gather_objects(bool(error)))  # all have mapped it: the descriptor is not needed any more
     if own >= 0:
         os.close(own)
-    return None if failed else SharedLinks(world.rank, memories, [pid for pid, _ in said])
+    return None if failed else SharedLinks(world.rank, memories, [pid for pid, *_ in said])
 
 
-def _mapped(pid: int, descriptor: int) -> mmap.mmap:
+def _mapped(pid: int, descriptor: int, token: int) -> mmap.mmap:
+    """A rank's memory.
+
+    Raises:
+        OSError, ValueError: it cannot be mapped, or what can is another's: hosts of one name, or containers of one
+            host, may have processes of the same number.
+    """
     opened = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        return mmap.mmap(opened, _ARENA)
+        memory = mmap.mmap(opened, _ARENA)
     finally:
         os.close(opened)
+    if int(np.frombuffer(memory, np.int64, 1, 8 * _TOKEN)[0]) != token:
+        raise ValueError(f"process {pid} here is not the rank that was meant")
+    return memory
