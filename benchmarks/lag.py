@@ -1,6 +1,6 @@
 """Gradient lag against none on the demo problem: learning curves over the same steps, and what was reached.
 
-python benchmarks/lag.py [--seeds 2] [--steps 400] [--json FILE] [--picture FILE]
+python benchmarks/lag.py [--seeds 2] [--steps 500] [--optimiser adamw:learning_rate=0.0003] [--json FILE] [--picture FILE]
 """
 
 import argparse
@@ -51,9 +51,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--optimiser", default="adamw:learning_rate=0.001", help="as in exafield train")
-    parser.add_argument("--schedule", default="cosine:warmup=100", help="as in exafield train")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--optimiser", default="adamw:learning_rate=0.0003", help="as in exafield train")
+    parser.add_argument("--schedule", default="cosine:warmup=50", help="as in exafield train")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--picture", type=Path, help="draw the curves there")
     arguments = parser.parse_args()

@@ -263,7 +263,9 @@ class Soak:
             time.sleep(0.02)
         assert not alive(self.token), f"{deed} left processes behind: {alive(self.token)}"
         clean = code == 0
-        if deed.startswith(("TERM", "USR1")) and not early:
+        complete = all((self.run / f"digest.{rank}").exists() for rank in range(RANKS))
+        # Before training begins and when it is over, a signal ends a process as it ends any other.
+        if deed.startswith(("TERM", "USR1")) and not early and not complete:
             assert clean, f"{deed} should end the run well, got exit code {code}:\n{said}"
         found, (expected, digests) = records(self.log), self.references[self.lag]
         wrong = [key for key, entries in found.items() if entries != expected[key]]
@@ -273,7 +275,7 @@ class Soak:
         assert "damaged" not in said, said
         if clean:
             assert not partial(self.run), f"after {deed}: partial files {partial(self.run)}"
-        if (self.run / "digest.0").exists():
+        if complete:
             assert found.keys() == expected.keys(), f"steps are missing: {expected.keys() - found.keys()}"
             assert self.digests(self.run) == digests, "the weights differ from those of a run left alone"
 
