@@ -1,6 +1,6 @@
 """Gradient lag against none on the demo problem: learning curves over the same steps, and what was reached.
 
-python benchmarks/lag.py [--seeds 2] [--steps 500] [--optimiser adamw:learning_rate=0.0003] [--json FILE] [--picture FILE]
+python benchmarks/lag.py [--seeds 2] [--steps 500] [--optimiser TEXT] [--schedule TEXT] [--json FILE] [--picture FILE]
 """
 
 import argparse

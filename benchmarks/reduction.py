@@ -99,7 +99,7 @@ def dense284() -> tuple[nn.Module, Step]:
 
 
 def mixture() -> tuple[nn.Module, Step]:
-    x = torch.randn(128, 192)
+    x = torch.randn(256, 192)
 
     def loss(model: nn.Module, rank: int, step: int) -> Tensor:
         order = torch.randperm(12, generator=torch.Generator().manual_seed(2 * step + rank))
