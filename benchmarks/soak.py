@@ -42,14 +42,13 @@ def train(folder: Path, ranks_log: Path, steps: int, **settings: Any) -> None:
             "on_resize", "plain" (a network whose steps are the same on any number of ranks), "accident" (called in
             every loss with rank and step), and what else :class:`exafield.Trainer` takes.
     """
-    from exafield.launch import bind_to_parent
+    from exafield.launch import bind_to_parent, stopping
 
     bind_to_parent()  # before what takes seconds to import: until then a rank may outlive its launcher
     import torch
     from torch import Tensor, nn
 
     from exafield.field import Field
-    from exafield.job import stopping
     from exafield.optim import AdamW, Cosine
     from exafield.problem import Player
     from exafield.reduce import Reducer

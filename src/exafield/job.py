@@ -5,14 +5,12 @@ import json
 import math
 import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,6 +19,7 @@ from exafield import __version__, assembly, page, provenance, runfile
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
 from exafield.environment import detect
+from exafield.launch import stopping
 from exafield.peak import matrix_peak
 from exafield.precision import DTYPES, Precision
 from exafield.problem import Problem
@@ -125,28 +124,6 @@ def generate(settings: Simulation, engine: MapEngine, say: Callable[[str], None]
 
 
 # ---- carrying it out ----
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], int]]:
-    """Inside, SIGTERM and SIGUSR1 are noted instead of obeyed; gives what tells the first one's number, 0 before.
-
-    Only a main thread may choose what signals do; in others nothing is changed.
-    """
-    noted = [0]
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted[0] = noted[0] or number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield lambda: noted[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _made(run: Run, resume: Path | None) -> RunFolder:

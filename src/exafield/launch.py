@@ -78,6 +78,28 @@ def bind_to_parent(environ: Mapping[str, str] = os.environ) -> None:
         os._exit(VICTIM)
 
 
+@contextmanager
+def stopping() -> Iterator[Callable[[], int]]:
+    """Inside, SIGTERM and SIGUSR1 are noted instead of obeyed; gives what tells the first one's number, 0 before.
+
+    Only a main thread may choose what signals do; in others nothing is changed.
+    """
+    noted = [0]
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted[0] = noted[0] or number
+
+    before = {number: signal.signal(number, note) for number in _STOPS}
+    try:
+        yield lambda: noted[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def spawn(
     argv: Sequence[str],
     ranks: int,
