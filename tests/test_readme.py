@@ -43,8 +43,14 @@ def test_commands_that_are_shown_are_understood(page: Path) -> None:
                 rest = [word for pair in _without_resume(rest) for word in pair]
                 arguments = cli._parsed(cli.Train, "train", rest, cli.Train(problem="", run=starting_run(rest)))
                 assert arguments.problem == "microscopy"
+            elif command == "submit":
+                rest = [word for pair in _without_resume(rest) for word in pair]
+                job = cli._parsed(cli.Submit, "submit", rest, cli.Submit(problem="", run=starting_run(rest))).job
+                assert f"--nodes={job.nodes}" in "\n".join(job.header("microscopy", page))
             elif command == "report":
                 assert str(cli._parsed(cli.ReportOn, "report", rest).run).startswith("runs/")
+            elif command == "trace":
+                assert str(cli._parsed(cli.TraceOf, "trace", rest).run).startswith("runs/")
             else:
                 assert command in ("generate", "doctor", "cite", "data")
 
