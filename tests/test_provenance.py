@@ -1,6 +1,7 @@
 """Provenance and peak: what is recorded of a session, what is not, and how fast matrices are multiplied."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,10 @@ def test_the_peak_is_a_rate_of_operations(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_peak_is_measured(dtype: torch.dtype) -> None:
-    assert 1e6 < matrix_peak(torch.device("cpu"), dtype, seconds=0.02) < 1e15
+def test_a_peak_is_measured_in_every_precision(dtype: torch.dtype) -> None:
+    rate = matrix_peak(torch.device("cpu"), dtype, seconds=0.02)
+    assert math.isfinite(rate)
+    assert rate > 0
 
 
 # ---- the end of a session ----
