@@ -1,16 +1,35 @@
 """Engines: programming systems that run work for us.
 
-Two protocols: :class:`GraphEngine` runs a task graph, :class:`MapEngine` a plain fan-out. A system offers one
-or both; :func:`engine` finds it by name.
+Two protocols: :class:`MapEngine` applies a Python function to many items, :class:`GraphEngine` runs task graphs with
+native bodies. A system offers one or both; :func:`engine` finds it by name, and :mod:`exafield.engine.catalogue`
+lists them all.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from exafield.engine.graph import TaskGraph
+import numpy as np
+from numpy.typing import NDArray
+
+from exafield.engine.graph import NativeBody, Relation, TaskGraph, Work
 from exafield.suggestion import unknown
 
-__all__ = ["EngineError", "GraphEngine", "MapEngine", "TaskGraph", "engine", "engines"]
+__all__ = [
+    "EngineError",
+    "GraphEngine",
+    "MapEngine",
+    "NativeBody",
+    "Outcome",
+    "Relation",
+    "Session",
+    "Share",
+    "TaskGraph",
+    "Work",
+    "engine",
+    "engines",
+]
 
 
 class EngineError(RuntimeError):
@@ -37,33 +56,84 @@ class MapEngine(Protocol):
         ...
 
 
-@runtime_checkable
-class GraphEngine(Protocol):
-    """Runs tasks that depend on each other."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one worker did in one pass.
 
-    def run(self, graph: TaskGraph, body: Callable[[int, list[Any]], Any]) -> list[Any]:
-        """Calls `body(task, results of its dependencies)` for every task and returns the results by task.
+    Args:
+        worker: what the system calls it; where it runs, if not here.
+        tasks: how many tasks it ran.
+        memory: the most memory its process has had resident [bytes].
+    """
+
+    worker: str
+    tasks: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What came of running graphs.
+
+    Args:
+        elapsed: wall time of each pass [s], from handing the work to the system until it is known to be complete.
+        outputs: of each graph, the outputs of its last row, [tasks of that row, output_bytes].
+        shares: who ran what in the last pass.
+    """
+
+    elapsed: tuple[float, ...]
+    outputs: tuple[NDArray[np.uint8], ...]
+    shares: tuple[Share, ...]
+
+
+class Session(Protocol):
+    """A system that is up and waits for work."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks can run at the same time."""
+        ...
+
+    def run(self, works: Sequence[Work], passes: int = 1) -> Outcome:
+        """Runs the graphs, together if the system can, `passes` times in a row.
 
         Raises:
-            EngineError: a task failed; nothing is left running.
+            EngineError: a task failed, or the system did.
         """
         ...
 
 
-def engines() -> dict[str, Callable[..., Any]]:
-    """The engines by name."""
-    from exafield.engine.local import ProcessEngine, SerialEngine
+@runtime_checkable
+class GraphEngine(Protocol):
+    """Runs task graphs with native bodies."""
 
-    return {"serial": SerialEngine, "processes": ProcessEngine}
+    def open(self) -> AbstractContextManager[Session]:
+        """Starts the system. On leaving, however that happens, nothing of it is left.
+
+        Raises:
+            ImportError: the system is not installed; names the extra.
+            EngineError: it does not start.
+        """
+        ...
+
+
+def engines() -> tuple[str, ...]:
+    """The names of the engines."""
+    from exafield.engine.catalogue import SYSTEMS
+
+    return tuple(SYSTEMS)
 
 
 def engine(name: str, **options: Any) -> Any:
     """The engine of that name.
 
+    Args:
+        options: `workers` and, for systems that can be elsewhere, `address`; see the engine.
     Raises:
-        ValueError: there is none; suggests the nearest.
+        ValueError: there is none; suggests the nearest. Or an option it does not take.
     """
-    known = engines()
-    if name not in known:
-        raise ValueError(unknown("engine", name, known))
-    return known[name](**options)
+    from exafield.engine.catalogue import SYSTEMS
+
+    if name not in SYSTEMS:
+        raise ValueError(unknown("engine", name, SYSTEMS))
+    return SYSTEMS[name].make(**options)

@@ -3,17 +3,21 @@
 import os
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from typing import Any
 
-from exafield.engine import EngineError
-from exafield.engine.graph import TaskGraph
+from exafield.engine import EngineError, Outcome, Session, Share
+from exafield.engine.dispatch import Dispatcher
+from exafield.engine.graph import Work
+from exafield.engine.native import Arena
+from exafield.engine.spmd import peak_memory
 
 # Items handed out per worker: one running, one waiting (our choice).
 _AHEAD = 2
@@ -44,15 +48,29 @@ class SerialEngine:
                         raise _failed(f"item {index}", error) from error
             yield index, result
 
-    def run(self, graph: TaskGraph, body: Callable[[int, list[Any]], Any]) -> list[Any]:
+    def open(self) -> AbstractContextManager[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
-        results: list[Any] = []
-        for task in range(len(graph)):
-            try:
-                results.append(body(task, [results[other] for other in graph.needs(task)]))
-            except Exception as error:
-                raise _failed(f"task {task}", error) from error
-        return results
+        return nullcontext(_InTurn())
+
+
+class _InTurn:
+    """Row by row, graph by graph."""
+
+    workers = 1
+
+    def run(self, works: Sequence[Work], passes: int = 1) -> Outcome:
+        """See :class:`exafield.engine.Session`."""
+        arenas = [Arena(work) for work in works]
+        elapsed = []
+        for _ in range(passes):
+            began = time.perf_counter()
+            for t in range(max(arena.graph.steps for arena in arenas)):
+                for arena in arenas:
+                    if t < arena.graph.steps:
+                        arena.run(t, 0, arena.graph.width)
+            elapsed.append(time.perf_counter() - began)
+        share = Share("this process", sum(len(work.graph) for work in works), peak_memory())
+        return Outcome(tuple(elapsed), tuple(arena.last() for arena in arenas), (share,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,33 +127,13 @@ class ProcessEngine:
             while running:
                 yield from _finished(running, start, retry)
 
-    def run(self, graph: TaskGraph, body: Callable[[int, list[Any]], Any]) -> list[Any]:
-        """See :class:`exafield.engine.GraphEngine`; `body` must be importable by workers."""
-        missing = [len(graph.needs(task)) for task in range(len(graph))]
-        after: list[list[int]] = [[] for _ in missing]
-        for task in range(len(graph)):
-            for other in graph.needs(task):
-                after[other].append(task)
-        results: dict[int, Any] = {}
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """See :class:`exafield.engine.GraphEngine`."""
         with self._pool() as pool:
-            running: dict[Future[Any], int] = {}
-
-            def start(task: int) -> None:
-                inputs = [results[other] for other in graph.needs(task)]
-                running[_submitted(pool, f"task {task}", body, task, inputs)] = task
-
-            for task, count in enumerate(missing):
-                if count == 0:
-                    start(task)
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    results[task] = _result(future, f"task {task}")
-                    for later in after[task]:
-                        missing[later] -= 1
-                        if missing[later] == 0:
-                            start(later)
-        return [results[task] for task in range(len(graph))]
+            # Workers are up, and have imported what tasks need, before anything is timed.
+            list(pool.map(_ready, range(self.count)))
+            yield Dispatcher("processes", pool.submit, self.count)
 
 
 def _settle() -> None:
@@ -155,6 +153,14 @@ def _settle() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, name="follow parent", daemon=True).start()
+
+
+def _ready(_: int) -> None:
+    # Long enough that no worker takes the share of another.
+    from exafield.engine import cells
+
+    assert cells is not None
+    time.sleep(0.05)
 
 
 def _died(what: str) -> EngineError:

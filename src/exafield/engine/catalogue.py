@@ -1,0 +1,84 @@
+"""The programming systems there are adapters for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A programming system, and what its adapter can do.
+
+    Args:
+        adapter: "module:class" under `exafield.engine`.
+        title: what it is, in a few words.
+        distribution: whose version is shown; None: part of Python.
+        extra: of exafield that brings it; None: not needed, or it must be had otherwise (then `install` says how).
+        licence: of the system.
+        graphs: runs task graphs with native bodies.
+        maps: applies Python functions to items.
+        distributed: can run on several machines.
+        several: graphs given together run together.
+        options: for the adapter's constructor.
+        install: how to have what no extra brings.
+    """
+
+    adapter: str
+    title: str
+    distribution: str | None
+    extra: str | None
+    licence: str
+    graphs: bool = True
+    maps: bool = False
+    distributed: bool = False
+    several: bool = True
+    options: Mapping[str, Any] | None = None
+    install: str = ""
+
+    def make(self, **options: Any) -> Any:
+        """The engine.
+
+        Raises:
+            ValueError: an option that it does not take.
+        """
+        module, _, name = self.adapter.partition(":")
+        kind = getattr(import_module(f"exafield.engine.{module}"), name)
+        try:
+            return kind(**{**(self.options or {}), **options})
+        except TypeError as error:
+            raise ValueError(f"{self.title}: {error}") from error
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; None if it is not installed."""
+        if self.distribution is None:
+            import platform
+
+            return platform.python_version()
+        try:
+            return metadata.version(self.distribution)
+        except metadata.PackageNotFoundError:
+            return None
+
+
+PSF = "PSF-2.0"
+
+SYSTEMS: dict[str, System] = {
+    "serial": System("local:SerialEngine", "one task after the other", None, None, PSF, maps=True),
+    "threads": System("threads:ThreadEngine", "concurrent.futures, threads", None, None, PSF, maps=True),
+    "processes": System("local:ProcessEngine", "concurrent.futures, processes", None, None, PSF, maps=True),
+    "shared": System("shared:SharedEngine", "processes and shared memory, one flag a column", None, None, PSF),
+    "prange": System("prange:PrangeEngine", "numba, a parallel loop a row", "numba", "light", "BSD-2-Clause"),
+    "mpi": System(
+        "mpi:MpiEngine", "mpi4py, point to point", "mpi4py", "mpi", "BSD-3-Clause", distributed=True
+    ),
+    "mpi-bulk": System(
+        "mpi:MpiEngine", "mpi4py, bulk synchronous", "mpi4py", "mpi", "BSD-3-Clause", distributed=True,
+        options={"program": "exafield.engine.mpi:BulkSynchronous"},
+    ),
+    "mpi-compiled": System(
+        "mpi:MpiEngine", "MPI with the rank's loop compiled by numba", "mpi4py", "mpi", "BSD-3-Clause",
+        distributed=True, options={"program": "exafield.engine.mpi_compiled:Compiled"},
+    ),
+}  # fmt: skip
