@@ -5,12 +5,17 @@ BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint bench clean
+# What the tests use, and whose licences `make lint` looks at; `make test-engines` does so with all there are.
+EXTRAS := microscopy,mpi,tensorboard,light,dask
+
+.PHONY: help demo test test-engines engine-packages lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    trains a network on simulated electron diffraction, on 2 processes, and draws what it learnt"
 	@echo "make test    runs the tests"
+	@echo "make test-engines   installs every programming system there is an adapter for, and tests them all"
+	@echo "make engine-packages   installs by apt what some of them need: Java, Redis, StarPU (as root)"
 	@echo "make lint    formatting, types, import layers, licences"
 	@echo "make bench   runs the benchmarks; results go to bench/"
 	@echo "make clean   removes .venv and what was built"
@@ -21,13 +26,16 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS)
 	@touch $@
 
-# All extras: the tests use them, and their licences are checked.
 $(STAMPS)/core: $(STAMPS)/venv pyproject.toml constraints.txt
-	$(PIP) --build-constraint constraints.txt --editable ".[microscopy,mpi,tensorboard]"
+	$(PIP) --build-constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/core
 	$(PIP) --group test
+	@touch $@
+
+$(STAMPS)/engines: $(STAMPS)/test
+	$(PIP) --build-constraint constraints.txt --editable ".[$(EXTRAS),engines]"
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/test
@@ -40,12 +48,20 @@ demo: $(STAMPS)/core
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest
 
+test-engines: $(STAMPS)/engines
+	$(BIN)/python -m pytest --engines tests/engine tests/taskbench
+	$(BIN)/python tools/licences.py
+
+engine-packages:
+	apt-get update
+	apt-get install --yes --no-install-recommends default-jre-headless redis-server libstarpu-dev
+
 lint: $(STAMPS)/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tools/licences.py
+	$(BIN)/python tools/licences.py --extras $(EXTRAS)
 
 bench: $(STAMPS)/core
 	@mkdir -p bench

@@ -11,11 +11,14 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--heavy", action="store_true", help="also run tests that take minutes")
+    parser.addoption("--engines", action="store_true", help="also run tests of all programming systems")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "heavy" in item.keywords and not config.getoption("--heavy"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --heavy"))
+        if "engines" in item.keywords and not config.getoption("--engines"):
+            item.add_marker(pytest.mark.skip(reason="needs more programming systems: make test-engines"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

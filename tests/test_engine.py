@@ -1,4 +1,4 @@
-"""Engines: the same results however they run; failures are named; nothing is left running."""
+"""Engines that apply a function: the same results however they run; failures are named; nothing is left running."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from exafield.engine import EngineError, GraphEngine, MapEngine, TaskGraph, engine
+from exafield.engine import EngineError, MapEngine, engine
 from exafield.engine.local import ProcessEngine, SerialEngine
+from exafield.engine.threads import ThreadEngine
 
-ENGINES = [SerialEngine(), ProcessEngine(workers=2)]
+ENGINES = [SerialEngine(), ProcessEngine(workers=2), ThreadEngine(workers=2)]
+NAMES = ["serial", "processes", "threads"]
 
 
 def square(x: int) -> int:
@@ -53,30 +53,20 @@ def threads(x: int) -> int:
     return torch.get_num_threads()
 
 
-def total(task: int, inputs: list[Any]) -> int:
-    return task + sum(inputs)
-
-
-def fails_at_two(task: int, inputs: list[Any]) -> int:
-    if task == 2:
-        raise ValueError("no")
-    return 0
-
-
-@pytest.mark.parametrize("system", ENGINES, ids=["serial", "processes"])
+@pytest.mark.parametrize("system", ENGINES, ids=NAMES)
 def test_map_gives_every_result_with_its_index(system: MapEngine) -> None:
     assert dict(system.map(square, range(7))) == {i: i * i for i in range(7)}
     assert dict(system.map(square, iter([5, 6, 7]), done={1})) == {0: 25, 2: 49}
     assert list(system.map(square, [])) == []
 
 
-@pytest.mark.parametrize("system", ENGINES, ids=["serial", "processes"])
+@pytest.mark.parametrize("system", ENGINES, ids=NAMES)
 def test_a_failing_item_is_named_with_its_traceback(system: MapEngine) -> None:
     with pytest.raises(EngineError, match=r"(?s)item 3 failed: ArithmeticError: three is not allowed.*fails_at_three"):
         list(system.map(fails_at_three, range(9)))
 
 
-@pytest.mark.parametrize("system", ENGINES, ids=["serial", "processes"])
+@pytest.mark.parametrize("system", ENGINES, ids=NAMES)
 def test_an_item_is_tried_again_as_often_as_allowed(system: MapEngine, tmp_path: Path) -> None:
     assert dict(system.map(fails_once, [str(tmp_path / "a")], retry=1)) == {0: "second time"}
     with pytest.raises(EngineError, match="first time"):
@@ -112,36 +102,6 @@ def test_map_takes_items_only_as_there_is_room() -> None:
     next(results)
     assert len(taken) <= 2 * 2 + 1
     results.close()  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("system", ENGINES, ids=["serial", "processes"])
-def test_graphs_pass_results_along(system: GraphEngine) -> None:
-    graph = TaskGraph.of([[], [], [0, 1], [2], [2, 3, 0]])
-    assert system.run(graph, total) == [0, 1, 3, 6, 13]
-    with pytest.raises(EngineError, match="task 2 failed: ValueError: no"):
-        system.run(graph, fails_at_two)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_any_graph_runs_in_order(data: st.DataObject) -> None:
-    rows = [
-        data.draw(st.lists(st.integers(0, task - 1), max_size=4)) if task else []
-        for task in range(data.draw(st.integers(0, 12)))
-    ]
-    graph = TaskGraph.of(rows)
-    assert [list(graph.needs(task)) for task in range(len(graph))] == rows
-    results = SerialEngine().run(graph, total)
-    assert all(results[t] == t + sum(results[o] for o in rows[t]) for t in range(len(rows)))
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [([[0]], "task 0 needs task 0"), ([[], [2], []], "task 1 needs task 2"), ([[-1]], "task 0 needs task -1")],
-)
-def test_a_task_needs_earlier_ones_only(rows: list[list[int]], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        TaskGraph.of(rows)
 
 
 def test_an_unknown_engine_suggests_the_nearest() -> None:

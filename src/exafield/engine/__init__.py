@@ -86,6 +86,7 @@ class Outcome:
     shares: tuple[Share, ...]
 
 
+@runtime_checkable
 class Session(Protocol):
     """A system that is up and waits for work."""
 

@@ -21,6 +21,7 @@ class System:
         distributed: can run on several machines.
         several: graphs given together run together.
         options: for the adapter's constructor.
+        slow: takes milliseconds or more for a task: its conformance is tested on the covering selection only.
         install: how to have what no extra brings.
     """
 
@@ -34,6 +35,7 @@ class System:
     distributed: bool = False
     several: bool = True
     options: Mapping[str, Any] | None = None
+    slow: bool = False
     install: str = ""
 
     def make(self, **options: Any) -> Any:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -63,9 +64,7 @@ class Dispatcher:
         outputs = tuple(_rows(g, work, cells) for g, work in enumerate(works))
         return Outcome(tuple(elapsed), outputs, (Share(f"{self.workers} workers", len(tasks), peak_memory()),))
 
-    def _once(
-        self, blob: bytes, tasks: dict[_Key, list[_Key]], after: dict[_Key, list[_Key]]
-    ) -> dict[_Key, Cell]:
+    def _once(self, blob: bytes, tasks: dict[_Key, list[_Key]], after: dict[_Key, list[_Key]]) -> dict[_Key, Cell]:
         missing = {key: len(needed) for key, needed in tasks.items()}
         readers = {key: len(consumers) for key, consumers in after.items()}
         finished: SimpleQueue[tuple[_Key, Future[Cell]]] = SimpleQueue()
@@ -77,7 +76,7 @@ class Dispatcher:
                 readers[other] -= 1
                 if not readers[other]:  # nobody needs it again
                     del cells[other]
-            future.add_done_callback(lambda done, key=key: finished.put((key, done)))
+            future.add_done_callback(partial(_arrive, finished, key))
 
         for key, count in missing.items():
             if not count:
@@ -108,6 +107,10 @@ class Dispatcher:
             raise EngineError(
                 f"{self._system}: a worker was lost, or could not run a task: {type(error).__name__}: {error}"
             ) from error
+
+
+def _arrive(finished: "SimpleQueue[tuple[_Key, Future[Cell]]]", key: _Key, future: "Future[Cell]") -> None:
+    finished.put((key, future))
 
 
 _warmed = threading.Event()

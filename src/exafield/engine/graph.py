@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,6 +161,7 @@ class TaskGraph:
         return kinds
 
 
+@runtime_checkable
 class NativeBody(Protocol):
     """What the tasks of a graph do, as native code; can be pickled, and made ready in any process.
 
@@ -177,6 +178,7 @@ class NativeBody(Protocol):
         ...
 
 
+@runtime_checkable
 class LoadedBody(Protocol):
     """A body in this process.
 

@@ -1,20 +1,18 @@
 """MPI with the rank's whole loop compiled: numba calls MPI by address, from handles that mpi4py gives."""
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-call,misc"
+# mypy: disable-error-code="untyped-decorator,no-untyped-call,misc,no-any-return"
 
 import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import int64, njit
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from exafield.engine import EngineError
-from exafield.engine.blocks import OUTPUTS, SLOTS, STRIDE, WIDTH, read, task
+from exafield.engine.blocks import OUTPUTS, SLOTS, STRIDE, WIDTH, task
 from exafield.engine.graph import Work
+from exafield.engine.lowlevel import invoke_int, native, read
 from exafield.engine.mpi import Part
 from exafield.engine.native import address
 
@@ -25,37 +23,7 @@ RECEIVED_STARTS, RECEIVED, SOURCE, EXPORTED, ORDER, OWN, REQUESTS, TAG, OPEN = r
 ISEND, IRECV, WAITALL, BARRIER, WORLD, BYTE, IGNORE, HANDLE = range(8)
 
 
-def _returning_int(count: int) -> Any:
-    """An intrinsic that calls the C function at an address with `count` words; it returns an int."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        function = ir.FunctionType(ir.IntType(32), [word] * count)
-        result = builder.call(builder.inttoptr(arguments[0], function.as_pointer()), arguments[1:])
-        return builder.sext(result, word)
-
-    return int64(*([int64] * (count + 1))), build
-
-
-@intrinsic
-def call1(typingctx: Any, f: Any, a: Any) -> Any:
-    """int f(a)"""
-    return _returning_int(1)
-
-
-@intrinsic
-def call3(typingctx: Any, f: Any, a: Any, b: Any, c: Any) -> Any:
-    """int f(a, b, c)"""
-    return _returning_int(3)
-
-
-@intrinsic
-def call7(typingctx: Any, f: Any, a: Any, b: Any, c: Any, d: Any, e: Any, g: Any, h: Any) -> Any:
-    """int f(a, b, c, d, e, g, h)"""
-    return _returning_int(7)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def _columns(part: Any, t: int, kind: int, first: int, last: int) -> int:
     """Runs some of the rank's columns of row t, in the order of the exchange that follows."""
     low = read(part[OFFSETS], t)
@@ -69,7 +37,7 @@ def _columns(part: Any, t: int, kind: int, first: int, last: int) -> int:
     return 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def _post(mpi: Any, part: Any, t: int, kind: int) -> None:
     """Starts what travels after row t: its outputs go out, and those of others come in."""
     context = part[CONTEXT]
@@ -78,15 +46,15 @@ def _post(mpi: Any, part: Any, t: int, kind: int) -> None:
     requests, handle, size = part[REQUESTS], mpi[HANDLE], part[SIZE]
     for k in range(read(part[RECEIVED_STARTS], kind), read(part[RECEIVED_STARTS], kind + 1)):
         column, source = read(part[RECEIVED], k), read(part[SOURCE], k)
-        call7(mpi[IRECV], row + column * stride, size, mpi[BYTE], source, part[TAG], mpi[WORLD], requests)
+        invoke_int(mpi[IRECV], (row + column * stride, size, mpi[BYTE], source, part[TAG], mpi[WORLD], requests))
         requests += handle
     for k in range(read(part[SENT_STARTS], kind), read(part[SENT_STARTS], kind + 1)):
         column, to = read(part[SENT], k), read(part[TO], k)
-        call7(mpi[ISEND], row + column * stride, size, mpi[BYTE], to, part[TAG], mpi[WORLD], requests)
+        invoke_int(mpi[ISEND], (row + column * stride, size, mpi[BYTE], to, part[TAG], mpi[WORLD], requests))
         requests += handle
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def _pass(mpi: Any, parts: Any, rows: int) -> int:
     """All rows. Columns whose outputs travel run first, and those travel while the others run."""
     for t in range(rows):
@@ -95,7 +63,7 @@ def _pass(mpi: Any, parts: Any, rows: int) -> int:
             if t >= part[STEPS]:
                 continue
             if part[OPEN]:
-                call3(mpi[WAITALL], part[OPEN], part[REQUESTS], mpi[IGNORE])
+                invoke_int(mpi[WAITALL], (part[OPEN], part[REQUESTS], mpi[IGNORE]))
             kind = read(part[KINDS], t + 1)
             exported = read(part[EXPORTED], kind)
             failed = _columns(part, t, kind, 0, exported)

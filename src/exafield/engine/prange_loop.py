@@ -1,17 +1,17 @@
 """The loop of :mod:`exafield.engine.prange`, compiled."""
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-call,misc"
+# mypy: disable-error-code="untyped-decorator,no-untyped-call,misc,no-any-return"
 
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from exafield.engine.blocks import OFFSETS, WIDTHS, read, task
+from exafield.engine.blocks import OFFSETS, WIDTHS, task
+from exafield.engine.lowlevel import native, read
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def rows(contexts: Any, steps: Any, firsts: Any, count: int) -> int:
+def _rows(contexts: Any, steps: Any, firsts: Any, count: int) -> int:
     """Runs all graphs, row by row; the columns of a row of all graphs form one parallel loop.
 
     Args:
@@ -35,3 +35,6 @@ def rows(contexts: Any, steps: Any, firsts: Any, count: int) -> int:
         if failed[0]:
             break
     return failed[0]
+
+
+rows = native(_rows, parallel=True)

@@ -1,14 +1,11 @@
 """The loop of a rank of :mod:`exafield.engine.shared`, compiled."""
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-call,misc"
+# mypy: disable-error-code="untyped-decorator,no-untyped-call,misc,no-any-return"
 
 from typing import Any
 
-from llvmlite import ir
-from numba import int64, njit, types
-from numba.extending import intrinsic
-
-from exafield.engine.blocks import CHOSEN, OFFSETS, PRODUCERS, SLOTS, STARTS, STEPS, WIDTHS, read, task
+from exafield.engine.blocks import CHOSEN, OFFSETS, PRODUCERS, SLOTS, STARTS, STEPS, WIDTHS, task
+from exafield.engine.lowlevel import acquire, invoke_int, native, read, release
 
 # Columns of a part's description.
 CONTEXT, FLAGS, KINDS, ORDER, OWN, REVERSE_STARTS, CONSUMERS, UNUSED = range(8)
@@ -18,52 +15,18 @@ LINE = 64
 SPINS = 2000
 
 
-@intrinsic
-def acquire(typingctx: Any, where: Any) -> Any:
-    """Reads a flag; what was written before it was raised is seen after it."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()), "acquire", 8)
-
-    return int64(int64), build
-
-
-@intrinsic
-def release(typingctx: Any, where: Any, value: Any) -> Any:
-    """Raises a flag; what was written before is seen by who reads it."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        builder.store_atomic(arguments[1], target, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(int64, int64), build
-
-
-@intrinsic
-def offer(typingctx: Any, function: Any) -> Any:
-    """Calls sched_yield at its address."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [])
-        return context.get_dummy_value()
-
-    return types.void(int64), build
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def reach(flag: int, value: int, yielding: int) -> None:
     """Waits until a flag has a value, or a higher one."""
     spins = 0
     while acquire(flag) < value:
         spins += 1
         if spins >= SPINS:
-            offer(yielding)
+            invoke_int(yielding, (0,))  # sched_yield takes nothing, and does not mind
             spins = 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def meet(flags: int, rank: int, size: int, generation: int, yielding: int) -> None:
     """Waits until all ranks are here."""
     release(flags + rank * LINE, generation)
@@ -71,7 +34,7 @@ def meet(flags: int, rank: int, size: int, generation: int, yielding: int) -> No
         reach(flags + other * LINE, generation, yielding)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def _await(part: Any, t: int, column: int, base: int, yielding: int) -> None:
     """Waits until task (t, column) may run: its inputs are there, and nobody reads what it writes over."""
     context, flags = part[CONTEXT], part[FLAGS]
@@ -100,7 +63,7 @@ def _await(part: Any, t: int, column: int, base: int, yielding: int) -> None:
                     reach(flags + consumer * LINE, base + reader + 1, yielding)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@native
 def run_rows(parts: Any, rows: int, base: int, yielding: int) -> int:
     """All rows of all graphs; columns that other ranks wait for run first.
 

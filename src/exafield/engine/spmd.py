@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ _RANK = "from exafield.engine.spmd import main; main()"
 _END = 10.0
 
 
+@runtime_checkable
 class Program(Protocol):
     """What a rank does. Made once in each process with (rank, size, folder); `folder` is one that all ranks share."""
 
@@ -76,7 +77,9 @@ def peak_memory() -> int:
 class Crew:
     """Ranks that are up and wait for work."""
 
-    def __init__(self, system: str, processes: Sequence["subprocess.Popen[bytes]"], links: Sequence[Connection]) -> None:
+    def __init__(
+        self, system: str, processes: Sequence["subprocess.Popen[bytes]"], links: Sequence[Connection]
+    ) -> None:
         self._system, self._processes, self._links = system, processes, links
         self.workers = len(links)
 
@@ -90,7 +93,7 @@ class Crew:
         reports: dict[int, _Report] = {}
         while len(reports) < self.workers:
             for ready in wait([link for rank, link in enumerate(self._links) if rank not in reports]):
-                rank = self._links.index(ready)  # type: ignore[arg-type]
+                rank = self._links.index(ready)
                 try:
                     said = self._links[rank].recv()
                 except (EOFError, OSError) as error:
@@ -156,7 +159,8 @@ def crew(
                     if dead or time.monotonic() > deadline:
                         said = log.read_text(errors="replace").strip()[-2000:]
                         raise EngineError(
-                            f"{system} does not start: " + (said or f"no answer from {size - len(links)} of {size} ranks")
+                            f"{system} does not start: "
+                            + (said or f"no answer from {size - len(links)} of {size} ranks")
                         ) from None
                     continue
                 links[link.recv()] = link
@@ -231,4 +235,3 @@ def main() -> None:
     with Client(f"{folder}/links", "AF_UNIX") as link:
         link.send(rank)
         serve(link, kind(rank, int(size), folder), f"rank {rank}")
-

@@ -86,7 +86,8 @@ class _Threads:
         arenas = [Arena(work, slots=None) for work in works]
         # Only how many tasks each waits for changes from pass to pass.
         tasks: dict[_Key, int] = {
-            (g, t, c): len(set(work.graph.inputs(t, c))) + (work.body.scratch_bytes > 0 and c in work.graph.columns(t - 1))
+            (g, t, c): len(set(work.graph.inputs(t, c)))
+            + (work.body.scratch_bytes > 0 and c in work.graph.columns(t - 1))
             for g, work in enumerate(works)
             for t, c in work.graph.tasks()
         }
@@ -107,7 +108,9 @@ class _Threads:
             counts[column] = counts.get(column, 0) + 1  # the column's memory passes on as well
         return list(counts.items())
 
-    def _once(self, arenas: list[Arena], missing: dict[_Key, int], after: dict[_Key, list[tuple[int, int]]]) -> dict[int, int]:
+    def _once(
+        self, arenas: list[Arena], missing: dict[_Key, int], after: dict[_Key, list[tuple[int, int]]]
+    ) -> dict[int, int]:
         lock, end = Lock(), Event()
         left, failure, counts = len(missing), None, dict[int, int]()
 
