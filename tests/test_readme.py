@@ -9,6 +9,7 @@ import pytest
 from exafield import cli, runfile
 from exafield.given import starting_run
 from exafield.launch import spawn
+from exafield.taskbench.flags import parse, separate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +52,11 @@ def test_commands_that_are_shown_are_understood(page: Path) -> None:
                 assert str(cli._parsed(cli.ReportOn, "report", rest).run).startswith("runs/")
             elif command == "trace":
                 assert str(cli._parsed(cli.TraceOf, "trace", rest).run).startswith("runs/")
+            elif command == "taskbench":
+                name, *own = rest
+                assert name in ("run", "metg", "compare", "engines", "check")
+                if name == "run":
+                    parse(separate(own, ("--engine",))[0])
             else:
                 assert command in ("generate", "doctor", "cite", "data")
 

@@ -26,6 +26,7 @@ usage: exafield COMMAND [OPTIONS]
   train PROBLEM       trains the networks of a scientific problem (microscopy)
   submit PROBLEM      the same as a SLURM job that stops in time, requeues and goes on
   generate PROBLEM    simulates the data of a problem, without training
+  taskbench COMMAND   measures how fine-grained tasks may be on parallel programming systems (run, metg, engines, ...)
   data list           public data sets; also: data where NAME, data get NAME
   trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
   report RUN          writes report.html: curves, pictures, timeline, speed, settings, on what and whose work behind it
@@ -193,6 +194,7 @@ def _command(argv: list[str], place: Place) -> int:
         "train": _train,
         "submit": _submit,
         "generate": _generate,
+        "taskbench": _taskbench,
         "data": _data,
         "trace": _trace,
         "report": _report,
@@ -304,6 +306,12 @@ def _generate(argv: list[str], place: Place) -> int:
         raise RunError(str(error)) from error
     print(generate(arguments.data, chosen, _say))
     return 0
+
+
+def _taskbench(argv: list[str], place: Place) -> int:
+    from exafield.taskbench.command import main as carry_out
+
+    return carry_out(argv)
 
 
 def _data(argv: list[str], place: Place) -> int:

@@ -82,7 +82,12 @@ def test_a_graph_survives_being_pickled(graph: TaskGraph) -> None:
 
 @pytest.mark.parametrize(
     ("starts", "producers", "says"),
-    [([0], [], "at least two"), ([0, 2], [0], "rise from 0"), ([0, 1, 0], [], "rise"), ([0, 1], [1], r"columns 0\.\.0")],
+    [
+        ([0], [], "at least two"),
+        ([0, 2], [0], "rise from 0"),
+        ([0, 1, 0], [], "rise"),
+        ([0, 1], [1], r"columns 0\.\.0"),
+    ],
 )
 def test_relations_are_checked(starts: list[int], producers: list[int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
