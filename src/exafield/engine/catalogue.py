@@ -83,4 +83,22 @@ SYSTEMS: dict[str, System] = {
         "mpi:MpiEngine", "MPI with the rank's loop compiled by numba", "mpi4py", "mpi", "BSD-3-Clause",
         distributed=True, options={"program": "exafield.engine.mpi_compiled:Compiled"},
     ),
+    "dask-threads": System(
+        "dask_threads:DaskThreadsEngine", "Dask, threaded scheduler", "dask", "dask", "BSD-3-Clause"
+    ),
+    "dask": System(
+        "dask_graphs:DaskEngine", "Dask distributed, blocks of a row", "distributed", "dask", "BSD-3-Clause",
+        maps=True, distributed=True, slow=True,
+    ),
+    "dask-delayed": System(
+        "dask_graphs:DaskEngine", "Dask distributed, one delayed a task", "distributed", "dask", "BSD-3-Clause",
+        maps=True, distributed=True, options={"plain": True}, slow=True,
+    ),
+    "parsl-threads": System(
+        "parsl_apps:ParslEngine", "Parsl, threads", "parsl", "parsl", "Apache-2.0", maps=True, options={"threads": True}
+    ),
+    "parsl": System(
+        "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",
+        maps=True, distributed=True, slow=True,
+    ),
 }  # fmt: skip

@@ -1,0 +1,89 @@
+"""Parsl: apps that take futures of others as arguments, on threads or on its high-throughput executor (HTEX)."""
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from exafield.engine import EngineError, Session
+from exafield.engine.local import _finished
+from exafield.engine.parsl_kernel import Kernel, config
+from exafield.engine.parsl_session import ParslSession
+from exafield.engine.spmd import cores
+from exafield.requirement import require
+
+# Items handed out per worker: one running, one waiting (our choice).
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ParslEngine:
+    """A Parsl kernel of our own, apart from the one that `parsl.load` makes.
+
+    Args:
+        workers: how many; None: one for each core.
+        threads: threads of this process; otherwise processes of HTEX on loopback, whose sockets are encrypted and
+            admit only who has the keys.
+        address: "module:name" of a `parsl.config.Config`, or of a function that makes one, for other machines.
+    """
+
+    workers: int | None = None
+    threads: bool = False
+    address: str | None = None
+
+    @contextmanager
+    def _kernel(self) -> Iterator[Kernel]:
+        require("parsl", extra="parsl")
+        from parsl.dataflow.dflow import DataFlowKernel
+
+        count = self.workers or len(cores())
+        with ExitStack() as stack:
+            if self.address is None:
+                folder = stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="exafield-", ignore_cleanup_errors=True)
+                )
+                settings = config(count, folder, self.threads)
+            else:
+                module, _, name = self.address.partition(":")
+                settings = getattr(import_module(module), name)
+                settings = settings() if callable(settings) else settings
+            try:
+                flow = DataFlowKernel(settings)
+            except Exception as error:
+                raise EngineError(f"parsl does not start: {error}") from error
+            stack.callback(flow.cleanup)
+            yield Kernel(flow, count)
+
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """See :class:`exafield.engine.GraphEngine`."""
+        with self._kernel() as kernel:
+            yield ParslSession(kernel, self.threads)
+
+    def map(
+        self, fn: Callable[[Any], Any], items: Iterable[Any], *, retry: int = 0, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Any]]:
+        """See :class:`exafield.engine.MapEngine`."""
+        todo = ((index, item) for index, item in enumerate(items) if index not in done)
+        with self._kernel() as kernel:
+            app = kernel.app(_apply)
+            running: dict[Future[Any], tuple[int, Any, int]] = {}
+
+            def start(index: int, item: Any, attempt: int) -> None:
+                running[app(fn, item)] = (index, item, attempt)
+
+            for index, item in todo:
+                start(index, item, 0)
+                if len(running) >= _AHEAD * kernel.workers:
+                    kernel.wait_any(running)
+                    yield from _finished(running, start, retry)
+            while running:
+                kernel.wait_any(running)
+                yield from _finished(running, start, retry)
+
+
+def _apply(fn: Callable[[Any], Any], item: Any) -> Any:
+    return fn(item)

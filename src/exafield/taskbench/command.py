@@ -1,0 +1,375 @@
+"""The command `exafield taskbench`: parsing, printing and files. What is measured is elsewhere."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exafield.engine import engine
+from exafield.engine.catalogue import SYSTEMS, System
+from exafield.run import RunError
+from exafield.suggestion import unknown
+from exafield.taskbench.flags import GRAPH_HELP, FlagError, Flags, GraphFlags, count, number, parse, separate
+
+FAILED, USAGE = 1, 2
+
+_HELP = """\
+usage: exafield taskbench COMMAND [OPTIONS]
+
+  run       runs one graph, or several together, on an engine, and prints what Task Bench prints
+  metg      finds the shortest tasks that engines run efficiently on this machine
+  compare   draws METG files side by side, with what was published for other systems
+  engines   which engines there are, and what they can do
+  check     whether an engine runs every task once and with the right inputs
+
+exafield taskbench COMMAND --help says more. The benchmark is that of arXiv:1908.05790.
+"""
+
+_ENGINE_HELP = """\
+  --engine NAME    {which}; exafield taskbench engines lists them
+  --workers N      of the engine [as many as it likes, mostly one a core]
+  --address A      of a cluster that is up already, for engines that can be elsewhere
+"""
+
+_RUN_HELP = f"""\
+usage: exafield taskbench run --engine NAME [OPTIONS] [FLAGS]
+
+{_ENGINE_HELP.format(which="what runs the graph [serial]")}\
+  --passes N       runs in a row [2]: the last one is reported; --json holds them all
+  --json FILE      results as JSON, with who ran what
+
+{GRAPH_HELP}"""
+
+_METG_HELP = f"""\
+usage: exafield taskbench metg --engine NAME[,NAME...] [OPTIONS] [FLAGS]
+
+Runs shorter and shorter tasks, and tells at which granularity (wall time x cores / tasks) efficiency falls to a
+threshold. Efficiency is the rate over the peak of this machine, which is measured with the same kernel first.
+
+{_ENGINE_HELP.format(which="what is measured, one or several [serial]")}\
+  --cores N        that count in granularity and in the peak [--workers, or all that this process may use]
+  --threshold X    efficiency that is asked for [0.5]
+  --budget S       time for each engine, or for each point of an experiment [60]
+  --out FOLDER     results as metg.json and metg.csv, and pictures [metg]
+  --experiment E   radix: METG against 0 to 9 dependencies (nearest)
+                   communication: how 16 to 65536 bytes a dependency are hidden (spread, radix 5, 4 graphs)
+                   imbalance: how tasks that are 0 to 2 times as long are evened out (nearest, radix 5, 4 graphs)
+
+Default flags here: -steps 1000, -type stencil_1d, -kernel compute_bound, -width: as many columns as cores, in
+experiments at least 16. -iter is that of the longest tasks [64 times as long as a bare task].
+
+{GRAPH_HELP}"""
+
+_COMPARE_HELP = """\
+usage: exafield taskbench compare FILE... [OPTIONS]
+
+  FILE             metg.json of exafield taskbench metg
+  --threshold X    efficiency that is asked for [0.5]
+  --out FOLDER     where compare.png and efficiency.png are written [.]
+"""
+
+_ENGINES_HELP = "usage: exafield taskbench engines\n\nLists the engines that can run task graphs.\n"
+
+_CHECK_HELP = f"""\
+usage: exafield taskbench check --engine NAME[,NAME...] [OPTIONS]
+
+Runs graphs of all types, widths and sizes in which every task notes that it ran and checks its inputs.
+
+{_ENGINE_HELP.format(which="what is checked, one or several [serial]")}\
+  --all            all combinations; else a selection in which any two values occur together
+"""
+
+_ENGINE_OPTIONS = ("--engine", "--workers", "--address")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command, given without `exafield taskbench`; returns the exit code.
+
+    Raises:
+        RunError: something about what was asked for is wrong.
+        EngineError: a task or a system failed.
+        ImportError: a system is not installed.
+    """
+    commands: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
+        "run": (_run, _RUN_HELP),
+        "metg": (_metg, _METG_HELP),
+        "compare": (_compare, _COMPARE_HELP),
+        "engines": (_engines, _ENGINES_HELP),
+        "check": (_check, _CHECK_HELP),
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0 if argv else USAGE
+    if argv[0] not in commands:
+        raise RunError(unknown("command", f"taskbench {argv[0]}", [f"taskbench {name}" for name in commands]))
+    command, text = commands[argv[0]]
+    rest = list(argv[1:])
+    if "-h" in rest or "--help" in rest:
+        print(text, end="")
+        return 0
+    try:
+        return command(rest)
+    except FlagError as error:  # a line as Task Bench prints it
+        print(error, file=sys.stderr, flush=True)
+        return USAGE
+
+
+def _made(name: str, options: Mapping[str, str]) -> Any:
+    """The engine of that name with the options that were given."""
+    given: dict[str, Any] = {}
+    if workers := count(options, "--workers"):
+        given["workers"] = workers
+    if "--address" in options:
+        given["address"] = options["--address"]
+    try:
+        made = engine(name, **given)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if not SYSTEMS[name].graphs:
+        raise RunError(f"engine {name!r} cannot run task graphs")
+    return made
+
+
+def _names(options: Mapping[str, str]) -> list[str]:
+    names = options.get("--engine", "serial").split(",")
+    for name in names:
+        if name not in SYSTEMS:
+            raise RunError(unknown("engine", name, SYSTEMS))
+    return list(dict.fromkeys(names))
+
+
+def _run(argv: list[str]) -> int:
+    from exafield.taskbench import report
+    from exafield.taskbench.run import run
+
+    rest, options = separate(argv, (*_ENGINE_OPTIONS, "--passes", "--json"))
+    flags = parse(rest)
+    patterns, kernels = flags.patterns(), flags.kernels()
+    passes = count(options, "--passes", 2) or 2
+    name = options.get("--engine", "serial")
+    made = _made(name, options)
+    for line in report.before(patterns, kernels, flags.verbose):
+        print(line)
+    sys.stdout.flush()
+    result = run(
+        made, patterns, kernels, name=name, passes=passes, nodes=flags.nodes, validate=flags.validate
+    )  # fmt: skip
+    print("\n".join(report.after(result.totals, result.elapsed)))
+    if "--json" in options:
+        _write(Path(options["--json"]), result.to_json(patterns, kernels) + "\n")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    from exafield.store import StoreError, atomic_write
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text.encode())
+    except (OSError, StoreError) as error:
+        raise RunError(f"{path} cannot be written: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A setting that is varied.
+
+    Args:
+        flag: its flag.
+        field: its name in :class:`GraphFlags`.
+        values: that it takes.
+        graph: where it is varied, unless flags say otherwise.
+        graphs: how many of them run together.
+        name: for axes.
+    """
+
+    flag: str
+    field: str
+    values: tuple[Any, ...]
+    graph: GraphFlags
+    graphs: int
+    name: str
+
+
+_BASE = GraphFlags(steps=1000, type="stencil_1d", kernel="compute_bound")
+_NEAREST = replace(_BASE, type="nearest", radix=5)
+EXPERIMENTS = {
+    "radix": Experiment("-radix", "radix", tuple(range(10)), _NEAREST, 1, "dependencies of a task"),
+    "communication": Experiment("-output", "output", (16, 256, 4096, 65536), replace(_NEAREST, type="spread"), 4,
+                                "bytes of a dependency"),
+    "imbalance": Experiment("-imbalance", "imbalance", (0.0, 0.5, 1.0, 1.5, 2.0),
+                            replace(_NEAREST, kernel="load_imbalance"), 4,
+                            "load imbalance x: tasks are (1 ± x/2) times as long"),
+}  # fmt: skip
+
+
+def _graphs(flags: Flags, experiment: Experiment | None, cores: int) -> list[GraphFlags]:
+    """The graphs that are swept: what was given, else the defaults of METG or of the experiment."""
+    base = _BASE if experiment is None else experiment.graph
+    base = replace(base, width=cores if experiment is None else max(cores, 16))
+    names = {"steps": "-steps", "width": "-width", "type": "-type", "radix": "-radix", "kernel": "-kernel"}
+    made = []
+    for graph, given in zip(flags.graphs, flags.given, strict=True):
+        defaults = {name: getattr(base, name) for name, flag in names.items() if flag not in given}
+        made.append(replace(graph, **defaults))
+    return made if experiment is None or len(made) > 1 else made * experiment.graphs
+
+
+def _metg(argv: list[str]) -> int:
+    from exafield.taskbench import metg
+    from exafield.taskbench.run import amount, peak
+    from exafield.taskbench.run import cores as all_cores
+
+    own = (*_ENGINE_OPTIONS, "--cores", "--threshold", "--budget", "--out", "--experiment")
+    rest, options = separate(argv, own)
+    flags = parse(rest)
+    threshold, budget = number(options, "--threshold", 0.5), number(options, "--budget", 60.0)
+    if not 0 < threshold < 1:
+        raise FlagError(f'error: Invalid flag "--threshold {threshold:g}" must be > 0 and < 1')
+    experiment = None
+    if "--experiment" in options:
+        if options["--experiment"] not in EXPERIMENTS:
+            raise FlagError(f"error: {unknown('experiment', options['--experiment'], EXPERIMENTS)}")
+        experiment = EXPERIMENTS[options["--experiment"]]
+        if any(experiment.flag in given for given in flags.given):
+            raise FlagError(f'error: Flag "{experiment.flag}" is what this experiment varies: leave it out')
+    there = all_cores()
+    workers = count(options, "--workers")
+    cores = count(options, "--cores") or min(workers or there, there)
+    names = _names(options)
+    made = {name: _made(name, options) for name in names}
+    graphs = _graphs(flags, experiment, cores)
+    cases = [graphs]
+    if experiment is not None:
+        cases = [[replace(graph, **{experiment.field: value}) for graph in graphs] for value in experiment.values]
+    largest = max(graph.iterations for graph in graphs) or None
+    for case in cases:  # before anything is measured
+        amount([replace(graph, iterations=1) for graph in case])
+    threads = min(cores, there)
+
+    def rate() -> float:  # with more cores than are here, those of other machines count as if they were like this one
+        return peak(cases[0], threads) * cores / threads
+
+    before = rate()
+    out = Path(options.get("--out", "metg"))
+    sweeps: list[metg.Sweep] = []
+    for name in names:
+        for case in cases:
+            sweeps.append(
+                metg.sweep(
+                    made[name], case, name=name, peak=before, cores=cores, budget=budget, largest=largest, say=_progress
+                )
+            )
+            _write(out / "metg.json", metg.to_json(sweeps) + "\n")  # so that nothing is lost if the next one fails
+    # Others that use the machine can only make it seem slower than it is.
+    best = max(before, rate())
+    sweeps = [replace(sweep, peak=best) for sweep in sweeps]
+    print(f"peak of {cores} cores: {best:.4g} {sweeps[0].unit}")
+    for sweep in sweeps:
+        what = f" {experiment.flag} {getattr(sweep.graphs[0], experiment.field)}" if experiment else ""
+        found = sweep.metg(threshold)
+        print(f"{sweep.engine}{what}: METG({threshold:.0%}) {found}")
+        if found.best > 1.1:
+            _progress(
+                f"{sweep.engine}: efficiency up to {found.best:.0%}: was the machine busy when its peak was measured?"
+            )
+    _write(out / "metg.json", metg.to_json(sweeps) + "\n")
+    _write(out / "metg.csv", metg.to_csv(sweeps))
+    _draw(out, sweeps, threshold, options.get("--experiment"))
+    print(f"results and pictures: {out}{os.sep}")
+    return 0
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _draw(out: Path, sweeps: Sequence[Any], threshold: float, name: str | None) -> None:
+    from exafield.taskbench import plots, published
+
+    if name is None:
+        plots.efficiency(out / "efficiency.png", sweeps, threshold)
+        plots.rate(out / "rate.png", sweeps)
+        plots.compare(out / "compare.png", sweeps, threshold)
+        return
+    experiment = EXPERIMENTS[name]
+    if name != "radix":
+        label = plots.by_output if name == "communication" else plots.by_imbalance
+        plots.efficiency(out / f"{name}.png", sweeps, threshold, label)
+    behind = published.RADIX if name == "radix" and threshold == 0.5 else None
+    plots.against(
+        out / f"metg_{name}.png", sweeps, threshold, lambda s: getattr(s.graphs[0], experiment.field), experiment.name,
+        behind,
+    )  # fmt: skip
+
+
+def _compare(argv: list[str]) -> int:
+    from exafield.taskbench import metg, plots
+
+    files, options = separate(argv, ("--threshold", "--out"))
+    threshold = number(options, "--threshold", 0.5)
+    if not files:
+        raise RunError("exafield taskbench compare FILE...: which files?")
+    sweeps = [sweep for file in files for sweep in metg.load(Path(file))]
+    print("engine          graph                         METG at efficiency")
+    for sweep in sweeps:
+        graph = sweep.graphs[0]
+        kind = f"{len(sweep.graphs)} x {graph.type}" if len(sweep.graphs) > 1 else graph.type
+        what = f"{kind}, radix {graph.radix}, {graph.output} B"
+        print(f"{sweep.engine:15s} {what:29s} {threshold:.0%}: {sweep.metg(threshold)}")
+    out = Path(options.get("--out", "."))
+    out.mkdir(parents=True, exist_ok=True)
+    plots.compare(out / "compare.png", sweeps, threshold)
+    plots.efficiency(out / "efficiency.png", sweeps, threshold)
+    print(f"pictures: {out / 'compare.png'}, {out / 'efficiency.png'}")
+    return 0
+
+
+def _engines(argv: list[str]) -> int:
+    separate(argv, ())
+    rows = [("engine", "version", "licence", "machines", "runs", "what it is")]
+    for name, system in SYSTEMS.items():
+        machines = "several" if system.distributed else "one"
+        rows.append((name, _version(system), system.licence, machines, _runs(system), system.title))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _version(system: System) -> str:
+    if system.version is not None:
+        return system.version
+    if system.extra is not None:
+        return f"not installed: pip install 'exafield[{system.extra}]'"
+    return f"not installed: {system.install}" if system.install else "not installed"
+
+
+def _runs(system: System) -> str:
+    kinds = []
+    if system.graphs:
+        kinds.append("graphs, together" if system.several else "graphs, one by one")
+    if system.maps:
+        kinds.append("maps")
+    return " and ".join(kinds)
+
+
+def _check(argv: list[str]) -> int:
+    from exafield.taskbench import conformance
+
+    rest, options = separate(argv, _ENGINE_OPTIONS, ("--all",))
+    if rest:
+        raise FlagError(f"error: {unknown('flag', rest[0], (*_ENGINE_OPTIONS, '--all'))}")
+    cases = conformance.every_case() if "--all" in options else conformance.covering()
+    failed = 0
+    for name in _names(options):
+        results = list(conformance.check(_made(name, options), cases))
+        wrong = [(case, text) for case, text in results if text is not None]
+        failed += len(wrong)
+        for case, text in wrong:
+            print(f"{name}: {case}: {text}", flush=True)
+        if not wrong:
+            print(f"{name}: {len(results)} runs, every task ran once with the right inputs", flush=True)
+    return FAILED if failed else 0

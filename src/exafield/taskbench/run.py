@@ -1,0 +1,311 @@
+"""Run: Task Bench on one engine, with its results as data."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+
+from exafield.engine import EngineError, GraphEngine, Outcome, Session, Work
+from exafield.engine.catalogue import SYSTEMS
+from exafield.engine.native import Arena, footprint
+from exafield.run import RunError
+from exafield.taskbench.flags import GraphFlags
+from exafield.taskbench.kernels import IMBALANCED, Kernel, total_bytes, total_flops
+from exafield.taskbench.patterns import Pattern
+from exafield.taskbench.report import Totals, totals
+
+FORMAT = {"format": "exafield-taskbench", "version": 1}
+# Engines that keep the outputs of all rows; the others keep two.
+_ALL_ROWS = ("threads",)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run.
+
+    Args:
+        engine: its name, or None if it has none.
+        workers: of the engine.
+        totals: what was run.
+        outcome: times, outputs, and who ran what.
+        estimate: memory for outputs and scratch, as estimated before the run [bytes].
+    """
+
+    engine: str | None
+    workers: int
+    totals: Totals
+    outcome: Outcome
+    estimate: int
+
+    @property
+    def elapsed(self) -> float:
+        """Of the last pass [s]: the one that Task Bench's report is about."""
+        return self.outcome.elapsed[-1]
+
+    def to_json(self, patterns: Sequence[Pattern], kernels: Sequence[Kernel]) -> str:
+        """All of it as JSON, with what was run on which machine."""
+        shares = [asdict(share) for share in self.outcome.shares]
+        graphs = [settings(pattern, kernel) for pattern, kernel in zip(patterns, kernels, strict=True)]
+        return json.dumps(
+            {
+                **FORMAT,
+                "machine": machine(),
+                "engine": {"name": self.engine, "version": version(self.engine), "workers": self.workers},
+                "graphs": graphs,
+                "totals": asdict(self.totals),
+                "elapsed": self.elapsed,
+                "passes": list(self.outcome.elapsed),
+                "first_pass": self.outcome.elapsed[0],
+                "flops_per_second": self.totals.flops / self.elapsed,
+                "bytes_per_second": self.totals.bytes / self.elapsed,
+                "shares": shares,
+                "memory": {"estimate": self.estimate, "peak": max((s["memory"] for s in shares), default=0)},
+            },
+            indent=1,
+        )
+
+
+def settings(pattern: Pattern, kernel: Kernel) -> dict[str, Any]:
+    """One graph of a run in plain values, named as Task Bench's flags are."""
+    return {
+        "type": pattern.type, "steps": pattern.steps, "width": pattern.width, "radix": pattern.radix,
+        "period": pattern.period, "fraction": pattern.fraction, "kernel": kernel.kind, "iter": kernel.iterations,
+        "sample": kernel.samples, "imbalance": kernel.imbalance, "output": kernel.output_bytes,
+        "scratch": kernel.scratch_bytes,
+    }  # fmt: skip
+
+
+def version(engine: str | None) -> str | None:
+    """The version of the system behind an engine; None if it is not known."""
+    return SYSTEMS[engine].version if engine in SYSTEMS else None
+
+
+def machine() -> dict[str, Any]:
+    """On what a run was made, in plain values."""
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Memory that this process can still have [bytes]; None if the system does not tell.
+
+    The least of what the machine has free and what the control groups of this process leave (version 2 and 1).
+
+    Args:
+        root: of the file system, for tests.
+    """
+    told = (line.split() for line in _lines(root / "proc/meminfo"))
+    found = [int(words[1]) * 1024 for words in told if words[0] == "MemAvailable:"]
+    base = root / "sys/fs/cgroup"
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            found += _left(base, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += _left(base / "memory", path, *names)
+    return min(found, default=None)
+
+
+def _left(base: Path, path: str, limit: str, usage: str, cache: str) -> list[int]:
+    """What the groups from `path` upwards leave: a limit holds for all groups below it."""
+    found = []
+    own = PurePosixPath(path.lstrip("/"))
+    # In a container the path may be that of the host: then only the root of what is mounted is there.
+    for group in (own, *own.parents):
+        most, used = _lines(base / group / limit), _lines(base / group / usage)
+        if not most or not used or not most[0].isdigit():
+            continue
+        # Files that are kept in memory only because it is free do not count.
+        spare = [int(line.split()[1]) for line in _lines(base / group / "memory.stat") if line.startswith(f"{cache} ")]
+        found.append(max(0, int(most[0]) - int(used[0]) + sum(spare)))
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def estimate(works: Sequence[Work], engine: str | None = None) -> int:
+    """Memory that a run takes at least, for outputs and scratch [bytes].
+
+    Args:
+        engine: its name: some keep the outputs of all rows.
+    """
+    rows = None if engine in _ALL_ROWS else 2
+    return sum(footprint(work, rows) for work in works)
+
+
+def check_memory(needed: int) -> None:
+    """Refuses what does not fit into memory.
+
+    Raises:
+        RunError: with the estimate, and what there is.
+    """
+    there = available_memory()
+    if there is not None and needed > there:
+        raise RunError(
+            f"this run needs about {readable(needed)} of memory, of which {readable(there)} are available: reduce "
+            "-width, -output or -scratch"
+        )
+
+
+def readable(size: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def works_of(patterns: Sequence[Pattern], kernels: Sequence[Kernel]) -> list[Work]:
+    """The graphs with what their tasks do."""
+    return [Work(pattern.graph(), kernel) for pattern, kernel in zip(patterns, kernels, strict=True)]
+
+
+def run(
+    engine: GraphEngine,
+    patterns: Sequence[Pattern],
+    kernels: Sequence[Kernel],
+    *,
+    name: str | None = None,
+    passes: int = 2,
+    nodes: int = 0,
+    validate: bool = True,
+) -> Result:
+    """Runs graphs together on an engine.
+
+    Args:
+        kernels: of the graphs, in the same order.
+        name: of the engine.
+        passes: runs in a row; the last one counts, the first also starts what the system starts late.
+        nodes: for the estimate of what is transferred; 0: none.
+        validate: check that the engine says it ran every task, and that the outputs of the last rows are right.
+    Raises:
+        RunError: it does not fit into memory.
+        EngineError: a task failed, or the system did.
+        ImportError: the system is not installed.
+    """
+    works = works_of(patterns, kernels)
+    needed = estimate(works, name)
+    check_memory(needed)
+    with engine.open() as session:
+        outcome = session.run(works, passes)
+        workers = session.workers
+    if validate:
+        check_outcome(works, outcome)
+    return Result(name, workers, totals(patterns, kernels, nodes), outcome, needed)
+
+
+def check_outcome(works: Sequence[Work], outcome: Outcome) -> None:
+    """Whether all that should have been run was.
+
+    Raises:
+        EngineError: it was not; says what is wrong.
+    """
+    expected, ran = sum(len(work.graph) for work in works), sum(share.tasks for share in outcome.shares)
+    if ran != expected:
+        raise EngineError(f"{expected} tasks were to run, but the engine says that it ran {ran}")
+    for index, (work, outputs) in enumerate(zip(works, outcome.outputs, strict=True)):
+        last = work.graph.steps - 1
+        columns = work.graph.columns(last)
+        pairs = np.ascontiguousarray(outputs[:, : work.body.output_bytes // 16 * 16]).view(np.int64)
+        right = np.array([[last, column] for column in columns], dtype=np.int64).reshape(-1, 1, 2)
+        pairs = pairs.reshape(len(columns), -1, 2)
+        if not np.array_equal(pairs, np.broadcast_to(right, pairs.shape)):
+            raise EngineError(f"graph {index}: the outputs of its last row are not those of its tasks")
+
+
+def timed(session: Session, works: Sequence[Work], repeats: int) -> tuple[float, ...]:
+    """Elapsed time of each of so many passes [s], after one that is not counted."""
+    return session.run(works, repeats + 1).elapsed[1:]
+
+
+def amount(graphs: Sequence[GraphFlags]) -> tuple[int, str]:
+    """What a run of these graphs does, and the unit of its rate.
+
+    Raises:
+        FlagError: there is no such graph.
+        RunError: its kernels do nothing that could be counted.
+    """
+    pairs = [(graph.body(index), graph.pattern(index).graph()) for index, graph in enumerate(graphs)]
+    if flops := sum(total_flops(kernel, graph) for kernel, graph in pairs):
+        return flops, "FLOP/s"
+    if touched := sum(total_bytes(kernel, graph) for kernel, graph in pairs):
+        return touched, "B/s"
+    if all(kernel.kind == "empty" for kernel, _ in pairs):
+        raise RunError("METG needs a kernel that does something: give -kernel, such as -kernel compute_bound")
+    return sum(kernel.iterations * len(graph) for kernel, graph in pairs), "iterations/s"
+
+
+def peak(graphs: Sequence[GraphFlags], cores: int, seconds: float = 0.1, trials: int = 8) -> float:
+    """The rate of the first graph's kernel on all cores at once, without dependencies and without any system.
+
+    One thread a core runs native code. The best of some trials counts, since disturbances only slow down.
+
+    Args:
+        cores: number of threads.
+        seconds: that a trial takes at least.
+        trials: number of them.
+    """
+    first = graphs[0]
+    kind = "compute_bound" if first.kernel in IMBALANCED else first.kernel
+    # The memory that a core works on is as large as in the run, or it could be faster memory.
+    quiet = replace(first, type="trivial", period=None, steps=1, width=max(1, first.width // cores), kernel=kind,
+                    output=16, imbalance=0.0, iterations=1 << 10)  # fmt: skip
+    with ThreadPoolExecutor(cores) as pool:
+        while True:
+            arenas = [Arena(works_of([quiet.pattern()], [quiet.body()])[0]) for _ in range(cores)]
+            times = [_together(pool, arenas, quiet.width) for _ in range(2)]
+            if min(times) >= seconds / 2 or quiet.iterations >= 1 << 40:
+                break
+            quiet = replace(quiet, iterations=quiet.iterations * 2)
+        took = min(times + [_together(pool, arenas, quiet.width) for _ in range(trials)])
+    return amount([quiet])[0] * cores / took
+
+
+def _together(pool: Executor, arenas: Sequence[Arena], width: int) -> float:
+    """Time until all are done that begin together [s]."""
+    barrier = Barrier(len(arenas))
+
+    def task(arena: Arena) -> tuple[float, float]:
+        barrier.wait()
+        began = time.perf_counter()
+        arena.run(0, 0, width)
+        return began, time.perf_counter()
+
+    times = list(pool.map(task, arenas))
+    return max(end for _, end in times) - min(began for began, _ in times)

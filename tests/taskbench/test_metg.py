@@ -1,0 +1,273 @@
+"""METG: the rule on curves worked out by hand, intervals, files, sweeps and pictures."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import pytest
+
+from exafield.engine import Outcome, engine
+from exafield.run import RunError
+from exafield.taskbench import metg, plots, published
+from exafield.taskbench.command import main
+from exafield.taskbench.flags import GraphFlags
+from exafield.taskbench.metg import Metg, Sample, Sweep, duration, from_json, load, rule, sweep, to_csv, to_json
+from exafield.taskbench.run import amount, peak
+
+GRAPH = GraphFlags(steps=10, width=2, type="stencil_1d", kernel="compute_bound")
+
+
+def made(*times: tuple[float, ...], **changes: object) -> Sweep:
+    """20 tasks on 2 cores; work is 800, 400, ... for a peak of 100: the first size takes 8 s at best."""
+    samples = tuple(Sample(64 >> i, 20, 800 >> i, elapsed) for i, elapsed in enumerate(times))
+    plain = Sweep("serial", "3", 1, 2, "FLOP/s", 100.0, (GRAPH,), {"processor": "a processor"}, samples)
+    return replace(plain, **changes)
+
+
+# 2 s of overhead for each run: efficiencies 0.8, 4/6, 0.5, 1/3.
+CURVE = ((10.0,), (6.0,), (4.0,), (3.0,))
+
+
+@pytest.mark.parametrize(
+    ("granularities", "efficiencies", "threshold", "expected"),
+    [
+        # Half way between 0.6 and 0.4: half way between 4 and 3.
+        ([8.0, 4.0, 3.0], [0.8, 0.6, 0.4], 0.5, 3.5),
+        # A quarter of the way.
+        ([8.0, 4.0, 3.0], [0.8, 0.55, 0.35], 0.5, 3.75),
+        ([8.0, 4.0, 3.0], [0.8, 0.6, 0.4], 0.7, 6.0),
+        # Exactly at the threshold: the point itself.
+        ([8.0, 4.0, 3.0], [0.8, 0.5, 0.4], 0.5, 4.0),
+        # The next shorter tasks take longer: nothing is gained, the point itself.
+        ([8.0, 4.0, 5.0], [0.8, 0.6, 0.4], 0.5, 4.0),
+        # Of those that are efficient enough the smallest granularity, although a size between is not.
+        ([8.0, 6.0, 4.0, 2.0], [0.9, 0.4, 0.6, 0.2], 0.5, 3.5),
+        # All are.
+        ([8.0, 4.0, 3.0], [0.9, 0.8, 0.7], 0.5, 3.0),
+        # None is.
+        ([8.0, 4.0, 3.0], [0.4, 0.3, 0.2], 0.5, None),
+        ([], [], 0.5, None),
+    ],
+)
+def test_rule(granularities, efficiencies, threshold, expected):
+    assert rule(granularities, efficiencies, threshold) == (None if expected is None else pytest.approx(expected))
+
+
+def test_curve_and_metg_by_hand():
+    curve = made(*CURVE)
+    assert curve.granularities() == pytest.approx([1.0, 0.6, 0.4, 0.3])
+    assert curve.rates() == pytest.approx([80, 400 / 6, 50, 100 / 3])
+    assert curve.efficiencies() == pytest.approx([0.8, 2 / 3, 0.5, 1 / 3])
+    found = curve.metg(0.5)
+    assert (found.seconds, found.best) == pytest.approx((0.4, 0.8))
+    assert (found.bound, found.interval) == (False, None)
+    # From 2/3 at 0.6 down to 0.5 at 0.4: 0.6 is two fifths of the way.
+    assert curve.metg(0.6).seconds == pytest.approx(0.6 - 0.4 * 0.2)
+    assert curve.metg(0.9).seconds is None
+    assert curve.metg(0.9).best == pytest.approx(0.8)
+    assert (curve.metg(0.2).seconds, curve.metg(0.2).bound) == (pytest.approx(0.3), True)
+
+
+def test_the_mean_of_repeats_counts():
+    assert made((9.0, 11.0), (5.0, 6.0, 7.0), (4.0,), (3.0,)).granularities() == pytest.approx([1.0, 0.6, 0.4, 0.3])
+
+
+def test_thresholds_rise_with_granularity():
+    found = [made(*CURVE).metg(step / 20).seconds for step in range(1, 17)]
+    assert all(low <= high for low, high in pairwise(found))
+
+
+def test_bootstrap_is_deterministic_and_holds_the_value():
+    curve = made((10.0, 10.2, 9.9), (6.0, 6.3, 5.8), (4.0, 4.2, 3.9), (3.0, 3.1, 2.9))
+    found = curve.metg(0.5, seed=3)
+    assert found == curve.metg(0.5, seed=3)
+    low, high = found.interval
+    assert low < found.seconds < high
+    # All resampled means lie between the extremes of the repeats.
+    assert 0.39 * 0.9 < low < high < 0.63
+    assert curve.metg(0.5, resamples=0).interval is None
+
+
+def test_bootstrap_of_equal_repeats_is_a_point():
+    low, high = made(*((time, time, time) for (time,) in CURVE)).metg(0.55).interval
+    assert low == pytest.approx(high)
+    assert low == pytest.approx(0.6 - 0.7 * 0.2)
+
+
+def test_sizes_that_decide_but_were_run_once_give_no_interval():
+    assert made((10.0, 10.0), (6.0,), (4.0,), (3.0, 3.0)).metg(0.6).interval is None
+
+
+def test_an_efficiency_that_is_not_always_reached_has_no_upper_end():
+    found = made((15.0, 15.9, 16.1, 15.0), (20.0, 20.0)).metg(0.505)
+    assert found.seconds is not None
+    assert found.interval[1] == math.inf
+    assert str(found).endswith("to never)")
+
+
+def test_uncertainty_by_hand():
+    # Mean 2, standard deviation 1, t(0.975; 2) = 4.3027: 4.3027 / sqrt(3) / 2.
+    assert Sample(1, 1, 1, (1.0, 2.0, 3.0)).uncertainty == pytest.approx(1.2421, rel=1e-4)
+    assert Sample(1, 1, 1, (1.0,)).uncertainty == math.inf
+
+
+def test_words():
+    assert [duration(x) for x in (3.9e-7, 4.58e-6, 0.186, 1.21)] == ["390 ns", "4.58 µs", "186 ms", "1.21 s"]
+    assert str(Metg(0.5, None, False, 0.43)) == "never reaches 50%: best efficiency 43%"
+    assert str(Metg(0.5, 2e-6, True, 0.9)) == "at most 2 µs"
+    assert str(Metg(0.5, 2e-6, False, 0.9, (1e-6, 3e-6))) == "2 µs (1 µs to 3 µs)"
+
+
+# ---- files ----
+
+
+def test_json_round_trip(tmp_path):
+    sweeps = [made(*CURVE), made((1.5, 2.5), engine="mpi", version=None, graphs=(GRAPH, replace(GRAPH, period=0)))]
+    assert from_json(to_json(sweeps)) == sweeps
+    path = tmp_path / "metg.json"
+    path.write_text(to_json(sweeps))
+    assert load(path) == sweeps
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as METG results"),
+        ("[]", "cannot be read as METG results"),
+        ('{"format": "exafield-taskbench"}', "does not hold METG results"),
+        ('{"format": "exafield-metg", "version": 2}', "reads up to 1: update exafield"),
+        ('{"format": "exafield-metg", "version": 1, "sweeps": [{"graphs": []}]}', "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read(text, message):
+    with pytest.raises(RunError, match=message):
+        from_json(text, "file.json")
+
+
+def test_csv():
+    head, *rows = to_csv([made(*CURVE)]).splitlines()
+    assert head.split(",")[0] == "engine"
+    assert len(rows) == 4
+    first = dict(zip(head.split(","), rows[0].split(","), strict=True))
+    assert (first["engine"], first["iterations"], first["repeats"]) == ("serial", "64", "1")
+    assert (float(first["granularity_s"]), float(first["efficiency"])) == (1.0, 0.8)
+
+
+# ---- measuring ----
+
+
+class Slow:
+    """A session that needs a fixed time for each task beside the kernel's, by a clock of its own."""
+
+    workers = 2
+
+    def __init__(self, overhead: float) -> None:
+        self._overhead = overhead
+
+    def open(self):
+        from contextlib import nullcontext
+
+        return nullcontext(self)
+
+    def run(self, works, passes=1):
+        tasks = sum(len(work.graph) for work in works)
+        flops = sum(len(work.graph) * (128 * work.body.iterations + 64) for work in works)
+        return Outcome((tasks * self._overhead / 2 + flops / 1e9,) * passes, (), ())
+
+
+def test_a_sweep_covers_what_it_must():
+    # 1e9 FLOP/s on 2 cores: granularity = overhead + kernel, so METG(50 %) is twice the overhead.
+    found = sweep(Slow(1e-4), [GRAPH], name="serial", peak=1e9, cores=2)
+    assert found.workers == 2
+    efficiencies = found.efficiencies()
+    assert efficiencies[0] > 0.95
+    assert efficiencies[-1] < 0.05
+    assert [a.iterations // b.iterations for a, b in pairwise(found.samples)] == [2] * (len(found.samples) - 1)
+    assert min(len(sample.elapsed) for sample in found.samples) >= 3
+    for threshold in (0.25, 0.5, 0.75):
+        exact = 1e-4 / (1 - threshold)
+        # Interpolation in efficiency is linear, the curve is not.
+        assert found.metg(threshold).seconds == pytest.approx(exact, rel=0.1)
+
+
+def test_a_sweep_from_a_given_size_without_time():
+    found = sweep(Slow(1e-4), [GRAPH, GRAPH], name="serial", peak=1e9, cores=2, budget=0.0, largest=100)
+    assert [(sample.iterations, len(sample.elapsed)) for sample in found.samples] == [(100, 1)]
+    assert found.samples[0].tasks == 40
+    assert found.graphs == (replace(GRAPH, iterations=100),) * 2
+
+
+def test_units():
+    assert amount([replace(GRAPH, iterations=3)]) == (20 * (128 * 3 + 64), "FLOP/s")
+    memory = replace(GRAPH, kernel="memory_bound", scratch=1024, samples=16, iterations=4)
+    assert amount([memory]) == (20 * 1024 * 4 // 16, "B/s")
+    assert amount([replace(GRAPH, kernel="busy_wait", iterations=7)]) == (140, "iterations/s")
+
+
+@pytest.mark.parametrize("kernel", ["compute_bound", "load_imbalance", "busy_wait"])
+def test_peak_is_measured(kernel):
+    assert 0 < peak([replace(GRAPH, kernel=kernel, imbalance=1.0)], 2, seconds=1e-3, trials=1) < 1e16
+
+
+def test_serial_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("exafield.taskbench.run.peak", partial(peak, seconds=1e-3, trials=1))
+    out = tmp_path / "out"
+    argv = f"metg --engine serial --budget 0.1 --out {out} -steps 20 -width 2 -type no_comm"
+    assert main(argv.split()) == 0
+    printed = capsys.readouterr().out
+    assert "peak of" in printed
+    assert "serial: METG(50%) " in printed
+    assert {path.name for path in out.iterdir()} == {
+        "metg.json", "metg.csv", "efficiency.png", "rate.png", "compare.png",
+    }  # fmt: skip
+    (found,) = load(out / "metg.json")
+    assert found.graphs[0] == replace(
+        GraphFlags(steps=20, width=2, type="no_comm", kernel="compute_bound"), iterations=found.samples[0].iterations
+    )
+    monkeypatch.setattr(plots, "efficiency", lambda *arguments: None)
+    assert main(["compare", str(out / "metg.json"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+def test_experiments_vary_their_setting(tmp_path, monkeypatch):
+    seen = []
+
+    def fake(made, graphs, **options):
+        seen.append([(graph.type, graph.radix, graph.output, graph.imbalance) for graph in graphs])
+        return replace(found, graphs=tuple(graphs), engine=options["name"])
+
+    found = made(*CURVE)
+    monkeypatch.setattr(metg, "sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+    for name in ("radix", "communication", "imbalance"):
+        assert main(["metg", "--experiment", name, "--out", str(tmp_path / name)]) == 0
+    assert seen[:10] == [[("nearest", radix, 16, 0.0)] for radix in range(10)]
+    assert seen[10:14] == [[("spread", 5, size, 0.0)] * 4 for size in (16, 256, 4096, 65536)]
+    assert seen[14:] == [[("nearest", 5, 16, x)] * 4 for x in (0.0, 0.5, 1.0, 1.5, 2.0)]
+
+
+# ---- pictures ----
+
+
+def test_pictures_of_curves_that_reach_nothing(tmp_path):
+    slow = made((100.0, 101.0), (90.0, 90.0), engine="slow")
+    sweeps = [made(*CURVE), slow]
+    plots.compare(tmp_path / "compare.png", sweeps)
+    plots.against(tmp_path / "a.png", sweeps, 0.5, lambda s: s.graphs[0].radix, "radix", published.RADIX)
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("compare.png", "a.png"))
+
+
+def test_published_values_are_those_of_the_paper():
+    assert published.beside("stencil_1d", 1, 3)["MPI"] == pytest.approx(4.58e-6)
+    assert published.beside("nearest", 1, 0)["MPI"] == pytest.approx(387e-9)
+    assert published.beside("nearest", 1, 5)["Dask"] == pytest.approx(198e-3)
+    assert published.beside("nearest", 4, 5)["Chapel"] == pytest.approx(5.58e-6)
+    assert published.beside("fft", 1, 3) == {}
+
+
+def test_engines_open_for_a_sweep():
+    found = sweep(engine("serial"), [replace(GRAPH, steps=2)], name="serial", peak=1e10, cores=1, budget=0.0, largest=4)
+    assert found.unit == "FLOP/s"
+    assert found.version is not None
