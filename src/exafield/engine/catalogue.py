@@ -101,4 +101,10 @@ SYSTEMS: dict[str, System] = {
         "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",
         maps=True, distributed=True, slow=True,
     ),
+    "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0"),
+    "jax-shards": System("jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0"),
+    "tensorflow": System(
+        "tensorflow_graph:TensorFlowEngine", "TensorFlow, static graph", "tensorflow-cpu", "tensorflow", "Apache-2.0",
+        slow=True,
+    ),
 }  # fmt: skip

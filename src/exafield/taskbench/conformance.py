@@ -47,8 +47,8 @@ class Case:
         """
         works = []
         for index in range(self.graphs):
-            type = TYPES[(TYPES.index(self.type) + index) % len(TYPES)]
-            made = pattern(type, width=self.width, steps=self.steps + index, radix=3, graph_index=index)
+            kind = TYPES[(TYPES.index(self.type) + index) % len(TYPES)]
+            made = pattern(kind, width=self.width, steps=self.steps + index, radix=3, graph_index=index)
             kernel = Kernel("compute_bound" if index else "empty", iterations=4 * index, output_bytes=self.output,
                             scratch_bytes=self.scratch, graph_index=index)  # fmt: skip
             kernel = replace(kernel, journal=journals[index], journal_width=self.width)
