@@ -92,13 +92,15 @@ class Generate:
     Args:
         problem: microscopy.
         preset: where settings that are not given come from.
-        engine: what runs the simulations: processes (all cores) or serial.
+        engine: what runs the simulations: processes (all cores), or another that `exafield taskbench engines` says maps.
+        engine_address: of a cluster of that system that is up already. None: it is started here.
         data: what is simulated.
     """
 
     problem: tyro.conf.Positional[str]
     preset: Literal["laptop", "full"] = "laptop"
     engine: str = "processes"
+    engine_address: str | None = None
     data: Simulation = field(default_factory=Simulation)
 
 
@@ -297,13 +299,16 @@ def _generate(argv: list[str], place: Place) -> int:
     base = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
     arguments = _parsed(Generate, "generate", argv, Generate(problem="", data=base.problem.data))
     check_problem(arguments.problem, base)
-    from exafield.engine import engine
+    from exafield.engine import MapEngine, engine
     from exafield.job import generate
 
+    address = {} if arguments.engine_address is None else {"address": arguments.engine_address}
     try:
-        chosen = engine(arguments.engine)
+        chosen = engine(arguments.engine, **address)
     except ValueError as error:
         raise RunError(str(error)) from error
+    if not isinstance(chosen, MapEngine):
+        raise RunError(f"engine {arguments.engine!r} runs task graphs only: exafield taskbench engines tells which map")
     print(generate(arguments.data, chosen, _say))
     return 0
 
