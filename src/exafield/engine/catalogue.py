@@ -107,4 +107,19 @@ SYSTEMS: dict[str, System] = {
         "tensorflow_graph:TensorFlowEngine", "TensorFlow, static graph", "tensorflow-cpu", "tensorflow", "Apache-2.0",
         slow=True,
     ),
+    "ray": System(
+        "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0", maps=True, distributed=True, slow=True
+    ),
+    "ray-compiled": System(
+        "ray_compiled:RayCompiledEngine", "Ray, actors in a compiled graph", "ray", "ray", "Apache-2.0",
+        distributed=True, slow=True,
+    ),
+    "spark": System(
+        "spark:SparkEngine", "Apache Spark, a shuffle a row", "pyspark", "spark", "Apache-2.0", maps=True,
+        distributed=True, slow=True, install="Java 17 on PATH or JAVA_HOME",
+    ),
+    "celery": System(
+        "celery_queue:CeleryEngine", "Celery with Redis, a group a row", "celery", "light", "BSD-3-Clause", maps=True,
+        distributed=True, slow=True, install="redis-server on PATH, or address=",
+    ),
 }  # fmt: skip
