@@ -22,7 +22,7 @@ GRAPHS = [name for name, system in SYSTEMS.items() if system.graphs]
 
 def _marked(name: str) -> object:
     system: System = SYSTEMS[name]
-    usual = system.extra in USUAL and not system.install
+    usual = system.extra in USUAL and not system.install and not system.slow
     return pytest.param(name, marks=[] if usual else [pytest.mark.engines])
 
 
@@ -49,8 +49,9 @@ def test_the_covering_selection_covers_every_pair_of_values() -> None:
 
 @pytest.mark.parametrize("name", [_marked(name) for name in GRAPHS])
 def test_an_engine_conforms(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    product = request.config.getoption("--engines") and not SYSTEMS[name].slow
-    cases = every_case() if product else covering()
+    sample = SYSTEMS[name].sample
+    product = request.config.getoption("--engines") and not sample
+    cases = every_case() if product else covering()[:: max(sample, 1)]
     monkeypatch.setenv("EXAFIELD_SCRATCH", "/nonexistent/folder")
     ran = 0
     # The last that a session is asked to run cannot succeed: the folder that it writes to is not there.

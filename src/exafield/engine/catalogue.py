@@ -21,7 +21,8 @@ class System:
         distributed: can run on several machines.
         several: graphs given together run together.
         options: for the adapter's constructor.
-        slow: takes milliseconds or more for a task: its conformance is tested on the covering selection only.
+        slow: takes milliseconds or more for a task.
+        sample: tests of conformance run every n-th case of the covering selection; 0: the full product.
         install: how to have what no extra brings.
     """
 
@@ -36,6 +37,7 @@ class System:
     several: bool = True
     options: Mapping[str, Any] | None = None
     slow: bool = False
+    sample: int = 0
     install: str = ""
 
     def make(self, **options: Any) -> Any:
@@ -88,38 +90,51 @@ SYSTEMS: dict[str, System] = {
     ),
     "dask": System(
         "dask_graphs:DaskEngine", "Dask distributed, blocks of a row", "distributed", "dask", "BSD-3-Clause",
-        maps=True, distributed=True, slow=True,
+        maps=True, distributed=True, slow=True, sample=1,
     ),
     "dask-delayed": System(
         "dask_graphs:DaskEngine", "Dask distributed, one delayed a task", "distributed", "dask", "BSD-3-Clause",
-        maps=True, distributed=True, options={"plain": True}, slow=True,
+        maps=True, distributed=True, options={"plain": True}, slow=True, sample=2,
     ),
     "parsl-threads": System(
         "parsl_apps:ParslEngine", "Parsl, threads", "parsl", "parsl", "Apache-2.0", maps=True, options={"threads": True}
     ),
     "parsl": System(
         "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",
-        maps=True, distributed=True, slow=True,
+        maps=True, distributed=True, slow=True, sample=2,
     ),
-    "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0"),
-    "jax-shards": System("jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0"),
+    "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0", sample=1),
+    "jax-shards": System("jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0", sample=1),
     "tensorflow": System(
         "tensorflow_graph:TensorFlowEngine", "TensorFlow, static graph", "tensorflow-cpu", "tensorflow", "Apache-2.0",
-        slow=True,
+        slow=True, sample=1,
     ),
     "ray": System(
-        "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0", maps=True, distributed=True, slow=True
+        "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0", maps=True, distributed=True, slow=True, sample=2
     ),
     "ray-compiled": System(
         "ray_compiled:RayCompiledEngine", "Ray, actors in a compiled graph", "ray", "ray", "Apache-2.0",
-        distributed=True, slow=True,
+        distributed=True, slow=True, sample=10,
     ),
     "spark": System(
         "spark:SparkEngine", "Apache Spark, a shuffle a row", "pyspark", "spark", "Apache-2.0", maps=True,
-        distributed=True, slow=True, install="Java 17 on PATH or JAVA_HOME",
+        distributed=True, slow=True, sample=24, install="Java 17 on PATH or JAVA_HOME",
     ),
     "celery": System(
         "celery_queue:CeleryEngine", "Celery with Redis, a group a row", "celery", "light", "BSD-3-Clause", maps=True,
-        distributed=True, slow=True, install="redis-server on PATH, or address=",
+        distributed=True, slow=True, sample=8, install="redis-server on PATH, or address=",
+    ),
+    "gloo": System("gloo:GlooEngine", "torch.distributed, gloo, point to point", "torch", "light", "BSD-3-Clause"),
+    "torch-rpc": System(
+        "torch_rpc:TorchRpcEngine", "torch.distributed.rpc, workers call each other", "torch", "light", "BSD-3-Clause"
+    ),
+    "zeromq": System("zeromq:ZeromqEngine", "ZeroMQ, sockets between ranks", "pyzmq", "light", "MPL-2.0, BSD-3-Clause"),
+    "charm4py": System(
+        "charm:CharmEngine", "Charm4py, chares and channels", "charm4py", None, "free for non-commercial use only",
+        install="pip install charm4py (it listens on all interfaces)", sample=2,
+    ),
+    "starpu": System(
+        "starpu:StarpuEngine", "StarPU, dependencies from accesses to data", "starpu", None, "LGPL-2.1-or-later",
+        install="apt install libstarpu-dev",
     ),
 }  # fmt: skip

@@ -110,7 +110,7 @@ class Crew:
         return Outcome(elapsed, tuple(outputs), tuple(part.share for part in parts))
 
     def _gone(self, rank: int) -> EngineError:
-        ended = " (an MPI job ends as a whole)" if len(self._processes) != self.workers else ""
+        ended = " (its launcher ended all ranks)" if len(self._processes) != self.workers else ""
         with suppress(subprocess.TimeoutExpired):
             self._processes[min(rank, len(self._processes) - 1)].wait(2)
         code = self._processes[min(rank, len(self._processes) - 1)].poll()
@@ -232,6 +232,7 @@ def main() -> None:
 
         rank = MPI.COMM_WORLD.Get_rank()
     bind(rank)
+    made = kind(rank, int(size), folder)
     with Client(f"{folder}/links", "AF_UNIX") as link:
-        link.send(rank)
-        serve(link, kind(rank, int(size), folder), f"rank {rank}")
+        link.send(rank)  # from here on the crew counts on it
+        serve(link, made, f"rank {rank}")
