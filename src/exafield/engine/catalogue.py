@@ -104,13 +104,16 @@ SYSTEMS: dict[str, System] = {
         maps=True, distributed=True, slow=True, sample=2,
     ),
     "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0", sample=1),
-    "jax-shards": System("jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0", sample=1),
+    "jax-shards": System(
+        "jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0", sample=1
+    ),
     "tensorflow": System(
         "tensorflow_graph:TensorFlowEngine", "TensorFlow, static graph", "tensorflow-cpu", "tensorflow", "Apache-2.0",
         slow=True, sample=1,
     ),
     "ray": System(
-        "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0", maps=True, distributed=True, slow=True, sample=2
+        "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0",
+        maps=True, distributed=True, slow=True, sample=2,
     ),
     "ray-compiled": System(
         "ray_compiled:RayCompiledEngine", "Ray, actors in a compiled graph", "ray", "ray", "Apache-2.0",
@@ -136,5 +139,21 @@ SYSTEMS: dict[str, System] = {
     "starpu": System(
         "starpu:StarpuEngine", "StarPU, dependencies from accesses to data", "starpu", None, "LGPL-2.1-or-later",
         install="apt install libstarpu-dev",
+    ),
+    "asyncio": System("coroutines:AsyncioEngine", "asyncio, one coroutine a task, bodies on threads", None, None, PSF),
+    "trio": System(
+        "trio_tasks:TrioEngine", "Trio, one task a column, bodies on threads", "trio", "light", "MIT OR Apache-2.0"
+    ),
+    "joblib": System(
+        "joblib_steps:JoblibEngine", "joblib (loky), a map a row", "joblib", "light", "BSD-3-Clause",
+        maps=True, slow=True, sample=1,
+    ),
+    "mpi-futures": System(
+        "mpi_futures:MpiFuturesEngine", "mpi4py.futures, central dispatcher", "mpi4py", "mpi", "BSD-3-Clause",
+        maps=True, distributed=True, sample=1,
+    ),
+    "mpi-prange": System(
+        "mpi_prange:MpiPrangeEngine", "MPI and threads: mpi4py, numba's parallel loop in a rank", "mpi4py", "mpi",
+        "BSD-3-Clause", distributed=True,
     ),
 }  # fmt: skip
