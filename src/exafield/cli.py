@@ -92,7 +92,7 @@ class Generate:
     Args:
         problem: microscopy.
         preset: where settings that are not given come from.
-        engine: what runs the simulations: processes (all cores), or another that `exafield taskbench engines` says maps.
+        engine: what runs the simulations: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
         data: what is simulated.
     """

@@ -22,7 +22,7 @@ GRAPHS = [name for name, system in SYSTEMS.items() if system.graphs]
 
 def _marked(name: str) -> object:
     system: System = SYSTEMS[name]
-    usual = system.extra in USUAL and not system.install and not system.slow
+    usual = system.extra in USUAL and not system.install and system.sample < 2
     return pytest.param(name, marks=[] if usual else [pytest.mark.engines])
 
 
