@@ -37,7 +37,7 @@ def session(launcher: str, ranks: int, nodes: int, device: torch.device) -> dict
         "packages": {name: _version(name) for name in _PACKAGES},
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "host": platform.node(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -68,7 +68,8 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor, as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

@@ -5,6 +5,7 @@ down the column as a value, since nobody knows which process will run the next t
 """
 
 import pickle
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,14 +20,14 @@ Cell = Any
 
 
 def packed(works: Sequence[Work]) -> bytes:
-    """The works as bytes that travel with every task; small where graphs are made from few parameters."""
-    return pickle.dumps(tuple(works), protocol=pickle.HIGHEST_PROTOCOL)
+    """The works as bytes that travel with every task; small where rows are alike."""
+    return zlib.compress(pickle.dumps(tuple(works), protocol=pickle.HIGHEST_PROTOCOL))
 
 
 @lru_cache(maxsize=4)
 def callers(works: bytes) -> tuple[Caller, ...]:
     """Ready to run tasks of these works in this process."""
-    return tuple(Caller(work) for work in pickle.loads(works))
+    return tuple(Caller(work) for work in pickle.loads(zlib.decompress(works)))
 
 
 def run_cell(works: bytes, number: int, t: int, column: int, *needed: Cell) -> Cell:

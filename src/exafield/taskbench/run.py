@@ -16,6 +16,7 @@ import numpy as np
 from exafield.engine import EngineError, GraphEngine, Outcome, Session, Work
 from exafield.engine.catalogue import SYSTEMS
 from exafield.engine.native import Arena, footprint
+from exafield.provenance import processor
 from exafield.run import RunError
 from exafield.taskbench.flags import GraphFlags
 from exafield.taskbench.kernels import IMBALANCED, Kernel, total_bytes, total_flops
@@ -93,7 +94,7 @@ def machine() -> dict[str, Any]:
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "python": platform.python_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -103,16 +104,6 @@ def machine() -> dict[str, Any]:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
