@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Client
-from threading import Lock
+from threading import Lock, Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,13 +74,18 @@ class Driver:
 class Mapper:
     """Rank 0, which submits items until no more come, and sends results back as they are there.
 
-    Made once its rank has answered, all of this happens on the way; of a crew's own orders there are none.
+    A thread of its own does this; of a crew's own orders there are none.
     """
 
     def __init__(self, rank: int, size: int, folder: str) -> None:
+        _free()
+        self._thread = Thread(target=self._work, args=(folder,))
+        self._thread.start()
+
+    @staticmethod
+    def _work(folder: str) -> None:
         from mpi4py.futures import MPIPoolExecutor
 
-        _free()
         lock = Lock()
         with Client(path_of(folder), "AF_UNIX") as link, MPIPoolExecutor(main=False, backoff=BACKOFF) as pool:
 
@@ -107,7 +112,8 @@ class Mapper:
         return []
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No more items come: the thread ends once who sends them has closed its end."""
+        self._thread.join()
 
 
 # ---- on the other ranks ----
