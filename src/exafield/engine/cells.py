@@ -24,10 +24,16 @@ def packed(works: Sequence[Work]) -> bytes:
     return zlib.compress(pickle.dumps(tuple(works), protocol=pickle.HIGHEST_PROTOCOL))
 
 
+def unpacked(works: bytes) -> tuple[Work, ...]:
+    """What :func:`packed` was given."""
+    made: tuple[Work, ...] = pickle.loads(zlib.decompress(works))
+    return made
+
+
 @lru_cache(maxsize=4)
 def callers(works: bytes) -> tuple[Caller, ...]:
     """Ready to run tasks of these works in this process."""
-    return tuple(Caller(work) for work in pickle.loads(zlib.decompress(works)))
+    return tuple(Caller(work) for work in unpacked(works))
 
 
 def run_cell(works: bytes, number: int, t: int, column: int, *needed: Cell) -> Cell:

@@ -1,7 +1,6 @@
 """The process that has the pool of :mod:`exafield.engine.joblib_steps`, and what its workers do."""
 
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exafield.engine import EngineError
-from exafield.engine.cells import packed
+from exafield.engine.cells import packed, unpacked
 from exafield.engine.child import settle
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena, address, stride
@@ -102,7 +101,7 @@ def _mapped(base: str, make: bool = False) -> list[Arena]:
     from exafield.engine.blocks import SCRATCH
 
     arenas = []
-    for number, work in enumerate(pickle.loads(Path(base).read_bytes())):
+    for number, work in enumerate(unpacked(Path(base).read_bytes())):
         width, size = work.graph.width, work.body.scratch_bytes
         outputs = _file(f"{base}-{number}", 2 * width * stride(work), make)
         arena = Arena(work, 2, outputs=outputs, columns=range(0))

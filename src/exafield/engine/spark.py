@@ -1,7 +1,6 @@
 """Apache Spark: each row is a shuffle to the tasks that take an output, and a map over them, as Task Bench does it."""
 
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import numpy as np
 
 from exafield.engine import EngineError, Outcome, Session, Share
 from exafield.engine.attempt import attempt, result
-from exafield.engine.cells import callers, needs, output, packed, run_cell
+from exafield.engine.cells import callers, needs, output, packed, run_cell, unpacked
 from exafield.engine.graph import Work
 from exafield.engine.spmd import cores, peak_memory
 from exafield.requirement import require
@@ -55,7 +54,7 @@ class _Keys:
 
 @lru_cache(maxsize=4)
 def _keys(blob: bytes) -> _Keys:
-    return _Keys(pickle.loads(blob))
+    return _Keys(unpacked(blob))
 
 
 def _spread(blob: bytes, t: int, item: tuple[int, Any]) -> Iterator[tuple[int, tuple[int, Any]]]:
