@@ -20,6 +20,7 @@ class System:
         maps: applies Python functions to items.
         distributed: can run on several machines.
         several: graphs given together run together.
+        all_rows: keeps the outputs of all rows in memory, where others keep two.
         options: for the adapter's constructor.
         slow: takes milliseconds or more for a task.
         sample: tests of conformance run every n-th case of the covering selection; 0: the full product.
@@ -35,6 +36,7 @@ class System:
     maps: bool = False
     distributed: bool = False
     several: bool = True
+    all_rows: bool = False
     options: Mapping[str, Any] | None = None
     slow: bool = False
     sample: int = 0
@@ -70,7 +72,7 @@ PSF = "PSF-2.0"
 
 SYSTEMS: dict[str, System] = {
     "serial": System("local:SerialEngine", "one task after the other", None, None, PSF, maps=True),
-    "threads": System("threads:ThreadEngine", "concurrent.futures, threads", None, None, PSF, maps=True),
+    "threads": System("threads:ThreadEngine", "concurrent.futures, threads", None, None, PSF, maps=True, all_rows=True),
     "processes": System("local:ProcessEngine", "concurrent.futures, processes", None, None, PSF, maps=True),
     "shared": System("shared:SharedEngine", "processes and shared memory, one flag a column", None, None, PSF),
     "prange": System("prange:PrangeEngine", "numba, a parallel loop a row", "numba", "light", "BSD-2-Clause"),
@@ -86,7 +88,7 @@ SYSTEMS: dict[str, System] = {
         distributed=True, options={"program": "exafield.engine.mpi_compiled:Compiled"},
     ),
     "dask-threads": System(
-        "dask_threads:DaskThreadsEngine", "Dask, threaded scheduler", "dask", "dask", "BSD-3-Clause"
+        "dask_threads:DaskThreadsEngine", "Dask, threaded scheduler", "dask", "dask", "BSD-3-Clause", all_rows=True
     ),
     "dask": System(
         "dask_graphs:DaskEngine", "Dask distributed, blocks of a row", "distributed", "dask", "BSD-3-Clause",
@@ -97,7 +99,8 @@ SYSTEMS: dict[str, System] = {
         maps=True, distributed=True, options={"plain": True}, slow=True, sample=2,
     ),
     "parsl-threads": System(
-        "parsl_apps:ParslEngine", "Parsl, threads", "parsl", "parsl", "Apache-2.0", maps=True, options={"threads": True}
+        "parsl_apps:ParslEngine", "Parsl, threads", "parsl", "parsl", "Apache-2.0",
+        maps=True, all_rows=True, options={"threads": True},
     ),
     "parsl": System(
         "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",
@@ -140,9 +143,12 @@ SYSTEMS: dict[str, System] = {
         "starpu:StarpuEngine", "StarPU, dependencies from accesses to data", "starpu", None, "LGPL-2.1-or-later",
         install="apt install libstarpu-dev",
     ),
-    "asyncio": System("coroutines:AsyncioEngine", "asyncio, one coroutine a task, bodies on threads", None, None, PSF),
+    "asyncio": System(
+        "coroutines:AsyncioEngine", "asyncio, one coroutine a task, bodies on threads", None, None, PSF, all_rows=True
+    ),
     "trio": System(
-        "trio_tasks:TrioEngine", "Trio, one task a column, bodies on threads", "trio", "light", "MIT OR Apache-2.0"
+        "trio_tasks:TrioEngine", "Trio, one task a column, bodies on threads", "trio", "light", "MIT OR Apache-2.0",
+        all_rows=True,
     ),
     "joblib": System(
         "joblib_steps:JoblibEngine", "joblib (loky), a map a row", "joblib", "light", "BSD-3-Clause",

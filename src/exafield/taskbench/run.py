@@ -24,8 +24,6 @@ from exafield.taskbench.patterns import Pattern
 from exafield.taskbench.report import Totals, totals
 
 FORMAT = {"format": "exafield-taskbench", "version": 1}
-# Engines that keep the outputs of all rows; the others keep two.
-_ALL_ROWS = ("threads",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ def estimate(works: Sequence[Work], engine: str | None = None) -> int:
     Args:
         engine: its name: some keep the outputs of all rows.
     """
-    rows = None if engine in _ALL_ROWS else 2
+    rows = None if engine in SYSTEMS and SYSTEMS[engine].all_rows else 2
     return sum(footprint(work, rows) for work in works)
 
 
