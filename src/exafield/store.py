@@ -241,8 +241,16 @@ def _end_zarr_in_peace() -> None:
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """One process at a time; the others wait. The lock ends with its process, however that ends."""
+    """One process at a time; the others wait. The lock ends with its process, however that ends.
+
+    Raises:
+        StoreError: a script starts processes that run it again from its beginning: they would wait for ever.
+    """
     import fcntl
+    import multiprocessing
+
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise StoreError("a script that starts processes must do so below `if __name__ == '__main__':`")
 
     lock = Path(path).with_name(f"{Path(path).name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)

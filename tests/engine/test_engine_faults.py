@@ -1,66 +1,56 @@
-"""A process of an engine that is killed while it works: an error that says so, no hang, and nothing is left."""
+"""Engines that are disturbed while they work: an error that names the system, no hang, and nothing is left."""
 
 import os
 import signal
-import threading
-import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from exafield.engine import EngineError, Work, engine
-from exafield.taskbench.kernels import Kernel
-from exafield.taskbench.patterns import pattern
+from exafield.engine.catalogue import SYSTEMS
 
 pytest.importorskip("numba", reason="pip install 'exafield[light]'")
 
-
-def _descendants(pid: int) -> list[int]:
-    """The processes below one, those it started first."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(folder.name)] = int(fields[1])
-    found, new = [], [pid]
-    while new:
-        new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+GRAPHS = [name for name, system in SYSTEMS.items() if system.graphs]
+# Without --engines: one of each kind, so that `make test` stays short.
+QUICK = ("serial", "threads", "processes", "shared", "mpi-compiled", "asyncio", "gloo")
+# All in the driver, so there is nobody else to kill.
+ALONE = ("serial", "threads", "prange", "asyncio", "trio", "starpu", "dask-threads", "parsl-threads")
+# How errors call systems, where it is not the first word of the engine's name.
+CALLED = {"shared": "shared memory"}
+# Options, where the engine does not take workers.
+_OPTIONS = {"serial": ((),)}
 
 
-def _runs_tasks(pid: int) -> bool:
-    """Ranks and pool workers, but not the launcher of ranks or what watches over shared resources."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return False
-    return ("spmd" in line and "mpirun" not in line) or "spawn_main" in line
+def _marked(names: list[str]) -> list[object]:
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.engines]) for name in names]
 
 
-@pytest.mark.parametrize("name", ["processes", "shared", "mpi", "mpi-compiled"])
-def test_a_killed_process_ends_the_run_with_its_name(name: str) -> None:
-    if name.startswith("mpi"):
-        pytest.importorskip("mpi4py", reason="pip install 'exafield[mpi]'")
-    before = set(_descendants(os.getpid()))
-    # Far longer than the test may last, if nobody is killed.
-    work = Work(pattern("stencil_1d", width=2, steps=5000).graph(), Kernel("compute_bound", iterations=10**7))
-    killed: list[int] = []
+def _complaint(text: str) -> str:
+    """The line in which the command says what went wrong."""
+    return "\n".join(line for line in text.splitlines() if line.startswith("exafield: ")).lower()
 
-    def kill() -> None:
-        time.sleep(1)
-        victim = [pid for pid in _descendants(os.getpid()) if pid not in before and _runs_tasks(pid)][-1]
-        os.kill(victim, signal.SIGKILL)
-        killed.append(victim)
 
-    with pytest.raises(EngineError, match=r"MPI|shared memory|processes"), engine(name, workers=2).open() as session:  # noqa: PT012
-        threading.Thread(target=kill).start()
-        session.run([work])
-    assert killed
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(_runs_tasks(p) for p in set(_descendants(os.getpid())) - before):
-        time.sleep(0.1)
-    assert not [pid for pid in set(_descendants(os.getpid())) - before if _runs_tasks(pid)]
+@pytest.mark.parametrize("name", _marked([n for n in GRAPHS if n not in ALONE]))
+def test_a_killed_worker_ends_the_run_with_the_name_of_the_system(name: str, disturbed: Callable[..., Any]) -> None:
+    run = disturbed(name, *_OPTIONS.get(name, ()))
+    run.wait_until_it_works()
+    os.kill(run.busiest(), signal.SIGKILL)
+    assert run.code() > 0, run.complained
+    assert CALLED.get(name, name.partition("-")[0]) in _complaint(run.complained), run.complained
+    assert not run.left()
+
+
+@pytest.mark.parametrize("name", _marked(GRAPHS))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+def test_a_run_that_is_broken_off_leaves_nothing(
+    name: str, number: signal.Signals, disturbed: Callable[..., Any]
+) -> None:
+    run = disturbed(name, *_OPTIONS.get(name, ()))
+    run.wait_until_it_works()
+    if number == signal.SIGINT:  # as a terminal does, to all that run in front
+        os.killpg(run.driver.pid, number)
+    else:
+        run.driver.send_signal(number)
+    assert run.code() != 0, run.complained
+    assert not run.left(), run.complained

@@ -1,12 +1,16 @@
 """Kernels of Task Bench: called as C functions with memory made by hand."""
 
 import ctypes
+import gc
 import itertools
 import math
+import os
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,10 @@ from exafield.taskbench.kernels import (
     iterations,
     kernel_bytes,
     order,
-    siphash,
     total_bytes,
     total_flops,
-    uniform,
 )
+from exafield.taskbench.siphash import uniforms
 
 BODY = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 10)
 FRESH = itertools.count(1000)  # graphs that no other test has loaded
@@ -252,36 +255,29 @@ def test_io_bound_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_journal_counts_tasks(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    np.zeros((4, 5), dtype=np.int32).tofile(path)
+    np.zeros((4, 5, 3), dtype=np.int32).tofile(path)
     task = Task(Kernel(journal=str(path), journal_width=5), producers=(1,))
-    assert task() == task() == 0
-    expected = np.zeros((4, 5), dtype=np.int32)
-    expected[3, 2] = 2
-    assert np.array_equal(np.fromfile(path, dtype=np.int32).reshape(4, 5), expected)
+    assert task() == 0
+    expected = np.zeros((4, 5, 3), dtype=np.int32)
+    expected[3, 2] = 1, os.getpid(), threading.get_native_id()
+    assert np.array_equal(np.fromfile(path, dtype=np.int32).reshape(4, 5, 3), expected)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(task).result() == 0
+        expected[3, 2] = 2, os.getpid(), pool.submit(threading.get_native_id).result()
+    assert np.array_equal(np.fromfile(path, dtype=np.int32).reshape(4, 5, 3), expected)
     task.pairs(0)[:] = 0
     assert task() != 0
-    assert np.array_equal(np.fromfile(path, dtype=np.int32).reshape(4, 5), expected)
+    assert np.array_equal(np.fromfile(path, dtype=np.int32).reshape(4, 5, 3), expected)
 
 
 @pytest.mark.parametrize("place", [(4, 0), (0, 5)])
 def test_journal_too_small(tmp_path: Path, place: tuple[int, int]) -> None:
     path = tmp_path / "journal"
-    np.zeros((4, 5), dtype=np.int32).tofile(path)
+    np.zeros((4, 5, 3), dtype=np.int32).tofile(path)
     t, column = place
     task = Task(Kernel(journal=str(path), journal_width=5), t=t, column=column)
     assert task() != 0
     assert task.loaded.explain() == f"graph 0, timestep {t}, point {column}: the journal has no place for it"
-
-
-def test_siphash() -> None:
-    def hashed(*numbers: int) -> str:
-        return f"{siphash(tuple(np.array([number], dtype=np.uint64) for number in numbers))[0]:016x}"
-
-    assert hashed(0, 0, 0) == "efe88ae871c90c00"
-    assert hashed(0, 0, 1) == "1e8c9583434cc332"
-    assert uniform(0, 0, 0)[0] == 0.93714206862367555
-    assert uniform(0, 0, 1)[0] == 0.11933264212284471
-    assert np.array_equal(uniform(0, 0, np.arange(2)), [uniform(0, 0, 0)[0], uniform(0, 0, 1)[0]])
 
 
 @pytest.mark.parametrize("kind", ["load_imbalance", "load_imbalance_persistent"])
@@ -299,7 +295,7 @@ def test_native_code_and_totals_agree_on_iterations(kind: str, imbalance: float)
             assert plain() == 0
             assert task.loaded.result(column) == plain.loaded.result(2)
             row = 0 if kind == "load_imbalance_persistent" else t
-            exact = (1 + (uniform(2, row, column)[0] - 0.5) * imbalance) * 3
+            exact = (1 + (float(uniforms(2, row, column)) - 0.5) * imbalance) * 3
             assert count == math.floor(exact + 0.5)
             counts.add(count)
     assert (len(counts) > 1) == (imbalance > 0)
@@ -339,6 +335,15 @@ def test_a_kernel_can_be_pickled_and_is_loaded_once() -> None:
     assert hash(again) == hash(kernel)
     assert again.load() is kernel.load()
     assert replace(kernel, iterations=5).load() is not kernel.load()
+
+
+def test_loaded_kernels_do_not_pile_up() -> None:
+    held = Kernel("compute_bound", iterations=4, graph_index=next(FRESH)).load()
+    seen = [weakref.ref(Kernel(graph_index=next(FRESH)).load()) for _ in range(300)]
+    gc.collect()
+    assert sum(loaded() is not None for loaded in seen) <= 64
+    # Who uses one keeps it.
+    assert held.kernel.load() is held
 
 
 @pytest.mark.parametrize(

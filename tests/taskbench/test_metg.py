@@ -4,15 +4,17 @@ import math
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from threading import local
 
 import pytest
 
 from exafield.engine import Outcome, engine
 from exafield.run import RunError
-from exafield.taskbench import metg, plots, published
+from exafield.taskbench import metg, plots, published, run
 from exafield.taskbench.command import main
 from exafield.taskbench.flags import GraphFlags
-from exafield.taskbench.metg import Metg, Sample, Sweep, duration, from_json, load, rule, sweep, to_csv, to_json
+from exafield.taskbench.metg import BudgetError, Metg, Sample, Sweep, duration, rule, sweep
+from exafield.taskbench.metg_files import from_json, load, thresholds_to_csv, to_csv, to_json
 from exafield.taskbench.run import amount, peak
 
 GRAPH = GraphFlags(steps=10, width=2, type="stencil_1d", kernel="compute_bound")
@@ -154,6 +156,30 @@ def test_csv():
     assert (float(first["granularity_s"]), float(first["efficiency"])) == (1.0, 0.8)
 
 
+def test_thresholds_in_json_and_csv():
+    import json
+
+    curve = made((10.0, 10.2, 9.9), (6.0, 6.3, 5.8), (4.0, 4.2, 3.9), (3.0, 3.1, 2.9))
+    (entry,) = json.loads(to_json([curve]))["sweeps"]
+    assert [one["threshold"] for one in entry["metg"]] == pytest.approx([step / 20 for step in range(1, 20)])
+    head, *rows = thresholds_to_csv([curve]).splitlines()
+    assert len(rows) == 19
+    for one, row in zip(entry["metg"], rows, strict=True):
+        found = curve.metg(one["threshold"])
+        assert (one["seconds"], one["bound"]) == (found.seconds, found.bound)
+        fields = dict(zip(head.split(","), row.split(","), strict=True))
+        assert (fields["engine"], float(fields["threshold"])) == ("serial", one["threshold"])
+        if found.seconds is None:
+            assert (one["interval"], fields["metg_s"], fields["low_s"]) == (None, "", "")
+        else:
+            assert one["interval"] == [end if math.isfinite(end) else None for end in found.interval]
+            assert float(fields["metg_s"]) == found.seconds
+    assert {one["seconds"] is None for one in entry["metg"]} == {True, False}
+    # Nothing that only some readers of JSON know.
+    unsure = made((15.0, 15.9, 16.1, 15.0), (20.0, 20.0))
+    json.loads(to_json([unsure]), parse_constant=pytest.fail)
+
+
 # ---- measuring ----
 
 
@@ -164,16 +190,24 @@ class Slow:
 
     def __init__(self, overhead: float) -> None:
         self._overhead = overhead
+        self.now = 0.0
+        self.steps: list[int] = []
 
     def open(self):
         from contextlib import nullcontext
 
         return nullcontext(self)
 
+    def clock(self) -> float:
+        return self.now
+
     def run(self, works, passes=1):
         tasks = sum(len(work.graph) for work in works)
         flops = sum(len(work.graph) * (128 * work.body.iterations + 64) for work in works)
-        return Outcome((tasks * self._overhead / 2 + flops / 1e9,) * passes, (), ())
+        elapsed = tasks * self._overhead / 2 + flops / 1e9
+        self.now += elapsed * passes
+        self.steps.append(works[0].graph.steps)
+        return Outcome((elapsed,) * passes, (), ())
 
 
 def test_a_sweep_covers_what_it_must():
@@ -191,11 +225,46 @@ def test_a_sweep_covers_what_it_must():
         assert found.metg(threshold).seconds == pytest.approx(exact, rel=0.1)
 
 
-def test_a_sweep_from_a_given_size_without_time():
-    found = sweep(Slow(1e-4), [GRAPH, GRAPH], name="serial", peak=1e9, cores=2, budget=0.0, largest=100)
-    assert [(sample.iterations, len(sample.elapsed)) for sample in found.samples] == [(100, 1)]
+def test_a_sweep_from_a_given_size_with_little_time():
+    slow = Slow(1e-4)  # 2 ms a bare run, of which 10 fit; the longest tasks take 0.5 s
+    found = sweep(
+        slow, [GRAPH, GRAPH], name="serial", peak=1e9, cores=2, budget=0.02, largest=100_000, clock=slow.clock
+    )
+    assert [(sample.iterations, len(sample.elapsed)) for sample in found.samples] == [(100_000, 1)]
     assert found.samples[0].tasks == 40
-    assert found.graphs == (replace(GRAPH, iterations=100),) * 2
+    assert found.graphs == (replace(GRAPH, iterations=100_000),) * 2
+
+
+LONG = replace(GRAPH, steps=1000)
+
+
+def test_steps_that_do_not_fit_are_refused_if_they_were_asked_for():
+    slow = Slow(0.1)  # 100 s a bare run
+    with pytest.raises(BudgetError, match=r"a run of 1000 steps takes about 100 s .* give --budget 6401, or fewer -st"):
+        sweep(slow, [LONG], name="serial", peak=1e9, cores=2, budget=60, clock=slow.clock)
+    assert slow.steps == [10]  # a few rows have told it
+
+
+@pytest.mark.parametrize(("overhead", "steps"), [(0.1, 10), (0.01, 93), (1e-4, 1000)])
+def test_else_they_are_reduced_to_what_fits(overhead, steps):
+    slow, said = Slow(overhead), []
+    found = sweep(
+        slow, [LONG], name="serial", peak=1e9, cores=2, budget=60, reduce=True, clock=slow.clock, say=said.append
+    )
+    assert found.graphs[0].steps == steps
+    assert found.samples[0].tasks == 2 * steps
+    assert any(f"{steps} steps in place of 1000" in text for text in said) == (steps < 1000)
+    assert found.metg(0.5).seconds == pytest.approx(2 * overhead, rel=0.1)
+    assert slow.now < 60 + 2 * found.samples[0].mean
+
+
+@pytest.mark.parametrize("overhead", [1.0, 0.03, 1e-3, 1e-5])
+@pytest.mark.parametrize("budget", [1.0, 10.0, 100.0])
+def test_a_sweep_keeps_to_its_budget(overhead, budget):
+    slow = Slow(overhead)
+    found = sweep(slow, [LONG], name="serial", peak=1e9, cores=2, budget=budget, reduce=True, clock=slow.clock)
+    # The rows that tell how long it takes, and one size, are run in any case.
+    assert slow.now <= max(budget, 4 * 10 * overhead + 2 * found.samples[0].mean) * 1.01
 
 
 def test_units():
@@ -205,9 +274,24 @@ def test_units():
     assert amount([replace(GRAPH, kernel="busy_wait", iterations=7)]) == (140, "iterations/s")
 
 
-@pytest.mark.parametrize("kernel", ["compute_bound", "load_imbalance", "busy_wait"])
-def test_peak_is_measured(kernel):
-    assert 0 < peak([replace(GRAPH, kernel=kernel, imbalance=1.0)], 2, seconds=1e-3, trials=1) < 1e16
+@pytest.mark.parametrize(("kernel", "unit"), [("compute_bound", 128), ("load_imbalance", 128), ("busy_wait", 1)])
+def test_peak_counts_what_it_runs_and_all_cores(kernel, unit, monkeypatch):
+    # Every thread has a clock of its own, which goes on by a nanosecond for each unit of work that it really runs.
+    clocks = local()
+    run_all = run.Arena.run
+
+    def counted(arena, t, first, last):
+        run_all(arena, t, first, last)
+        body = arena.body.kernel
+        assert body.kind == ("busy_wait" if kernel == "busy_wait" else "compute_bound")
+        each = unit * body.iterations + (64 if unit == 128 else 0)
+        clocks.now = getattr(clocks, "now", 0.0) + each * (last - first) * 1e-9
+
+    monkeypatch.setattr(run.Arena, "run", counted)
+    graph = replace(GRAPH, kernel=kernel, imbalance=1.0, width=8)
+    for cores in (1, 2):
+        found = peak([graph], cores, seconds=0.01, trials=2, clock=lambda: getattr(clocks, "now", 0.0))
+        assert found == pytest.approx(cores * 1e9)
 
 
 def test_serial_end_to_end(tmp_path, capsys, monkeypatch):
@@ -219,7 +303,7 @@ def test_serial_end_to_end(tmp_path, capsys, monkeypatch):
     assert "peak of" in printed
     assert "serial: METG(50%) " in printed
     assert {path.name for path in out.iterdir()} == {
-        "metg.json", "metg.csv", "efficiency.png", "rate.png", "compare.png",
+        "metg.json", "metg.csv", "metg_thresholds.csv", "efficiency.png", "rate.png", "compare.png", "thresholds.png",
     }  # fmt: skip
     (found,) = load(out / "metg.json")
     assert found.graphs[0] == replace(
@@ -228,6 +312,30 @@ def test_serial_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plots, "efficiency", lambda *arguments: None)
     assert main(["compare", str(out / "metg.json"), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+def test_an_engine_that_does_not_fit_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    reduces = []
+
+    def fake(engine, graphs, **options):
+        reduces.append(options["reduce"])
+        if options["name"] == "threads":
+            raise BudgetError("threads: too long")
+        return made(*CURVE, engine=options["name"], graphs=(replace(GRAPH, steps=7),))
+
+    monkeypatch.setattr(metg, "sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+    argv = ["metg", "--out", str(tmp_path), "--engine"]
+    assert main([*argv, "threads,serial"]) == 1
+    printed = capsys.readouterr()
+    assert "threads: too long" in printed.err
+    assert "serial: METG(50%) 400 ms (7 steps)" in printed.out
+    assert main([*argv, "serial", "-steps", "7"]) == 0
+    assert "(7 steps)" not in capsys.readouterr().out  # what was asked for
+    assert reduces == [True, True, False]
+    with pytest.raises(BudgetError, match="threads: too long"):
+        main([*argv, "threads"])
 
 
 def test_experiments_vary_their_setting(tmp_path, monkeypatch):
@@ -256,7 +364,29 @@ def test_pictures_of_curves_that_reach_nothing(tmp_path):
     sweeps = [made(*CURVE), slow]
     plots.compare(tmp_path / "compare.png", sweeps)
     plots.against(tmp_path / "a.png", sweeps, 0.5, lambda s: s.graphs[0].radix, "radix", published.RADIX)
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("compare.png", "a.png"))
+    plots.thresholds(tmp_path / "thresholds.png", sweeps)
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("compare.png", "a.png", "thresholds.png"))
+    # Nothing reaches it at all: there is no value for a logarithmic axis.
+    plots.compare(tmp_path / "none.png", [slow], 0.9)
+    plots.against(tmp_path / "none_against.png", [slow], 0.9, lambda s: s.graphs[0].output, "bytes")
+    plots.thresholds(tmp_path / "none_thresholds.png", [replace(slow, peak=1e9)])
+    assert all((tmp_path / f"none{name}.png").stat().st_size > 3_000 for name in ("", "_against", "_thresholds"))
+
+
+def test_a_legend_of_many_engines_is_inside_the_picture(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (self.canvas.draw(), seen.append(self)))
+    sweeps = [made(*CURVE, engine=f"engine number {number}") for number in range(40)]
+    for draw in (plots.efficiency, plots.rate, plots.thresholds):
+        draw(tmp_path / "picture.png", sweeps)
+    for figure in seen:
+        (legend,) = figure.legends
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert len(legend.get_texts()) == 40
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 < box.y1 <= whole.y1
 
 
 def test_published_values_are_those_of_the_paper():
@@ -268,6 +398,6 @@ def test_published_values_are_those_of_the_paper():
 
 
 def test_engines_open_for_a_sweep():
-    found = sweep(engine("serial"), [replace(GRAPH, steps=2)], name="serial", peak=1e10, cores=1, budget=0.0, largest=4)
+    found = sweep(engine("serial"), [replace(GRAPH, steps=2)], name="serial", peak=1e10, cores=1, largest=4)
     assert found.unit == "FLOP/s"
     assert found.version is not None

@@ -15,7 +15,7 @@ from exafield.engine.graph import Relation
 from exafield.taskbench.beyond import GivenGraph, from_csr, from_file, of_relations
 from exafield.taskbench.intervals import Intervals
 from exafield.taskbench.patterns import BEYOND, PERIODIC, TYPES, Pattern, PatternError, pattern
-from exafield.taskbench.siphash import KEY, siphash24, siphash24_words, uniform, uniforms
+from exafield.taskbench.siphash import KEY, siphash, uniforms
 
 ALL = (*TYPES, *BEYOND)
 
@@ -23,9 +23,43 @@ ALL = (*TYPES, *BEYOND)
 # Scalar definitions ----------------------------------------------------------------------------------------------
 
 
+REFERENCE_KEY = bytes([*range(1, 16), 0])
+
+
+def siphash24(message: bytes, key: bytes) -> int:
+    """SipHash-2-4 in whole numbers, from its authors' description."""
+    k0, k1 = (int.from_bytes(key[at : at + 8], "little") for at in (0, 8))
+    v = [k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D, k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573]
+
+    def turned(x: int, bits: int) -> int:
+        return (x << bits | x >> (64 - bits)) % 2**64
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            for a, b, bits in ((0, 1, 13), (2, 3, 16)):
+                v[a] = (v[a] + v[b]) % 2**64
+                v[b] = turned(v[b], bits) ^ v[a]
+            v[0] = turned(v[0], 32)
+            for a, b, bits in ((2, 1, 17), (0, 3, 21)):
+                v[a] = (v[a] + v[b]) % 2**64
+                v[b] = turned(v[b], bits) ^ v[a]
+            v[2] = turned(v[2], 32)
+
+    padded = message + bytes(-(len(message) + 1) % 8) + bytes([len(message) % 256])
+    for at in range(0, len(padded), 8):
+        word = int.from_bytes(padded[at : at + 8], "little")
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    rounds(4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
 @cache
 def drawn(*numbers: int) -> float:
-    return uniform(*numbers)
+    message = b"".join(number.to_bytes(8, "little", signed=True) for number in numbers)
+    return siphash24(message, REFERENCE_KEY) * 2.0**-64
 
 
 def ends(low: int, high: int) -> list[tuple[int, int]]:
@@ -217,29 +251,35 @@ def test_a_pickle_holds_the_parameters_alone(x: Pattern) -> None:
 
 def test_siphash_vectors() -> None:
     assert siphash24(bytes(range(15)), bytes(range(16))) == 0xA129CA6149BE45E5  # the authors' own
-    assert KEY.hex() == "0102030405060708090a0b0c0d0e0f00"
-    assert siphash24(bytes(24)) == 0xEFE88AE871C90C00
-    assert siphash24(bytes(16) + b"\1" + bytes(7)) == 0x1E8C9583434CC332
-    assert uniform(0, 0, 0) == 0.93714206862367555
-    assert uniform(0, 0, 1) == 0.11933264212284471
-    with pytest.raises(ValueError, match="16 bytes"):
-        siphash24(b"", b"short")
+    assert b"".join(int(word).to_bytes(8, "little") for word in KEY) == REFERENCE_KEY
+
+    def hashed(*numbers: int) -> int:
+        return int(siphash(tuple(np.array([number], dtype=np.uint64) for number in numbers))[0])
+
+    assert hashed(0, 0, 0) == siphash24(bytes(24), REFERENCE_KEY) == 0xEFE88AE871C90C00
+    assert hashed(0, 0, 1) == 0x1E8C9583434CC332
+    assert uniforms(0, 0, 0) == drawn(0, 0, 0) == 0.93714206862367555
+    assert uniforms(0, 0, 1) == drawn(0, 0, 1) == 0.11933264212284471
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_the_hash_of_arrays_is_that_of_each(words: list[list[int]]) -> None:
-    found = siphash24_words([np.array(word, dtype=np.uint64) for word in words])
-    for k in range(3):
-        assert found[k] == siphash24(b"".join(word[k].to_bytes(8, "little") for word in words))
+    # The first words are the same in all messages if they have one entry.
+    for shared in (0, 1):
+        made = [word[:1] * 3 if number < shared else word for number, word in enumerate(words)]
+        given = [word[:1] if number < shared else word for number, word in enumerate(words)]
+        found = np.broadcast_to(siphash(tuple(np.array(word, dtype=np.uint64) for word in given)), 3)
+        for k in range(3):
+            message = b"".join(word[k].to_bytes(8, "little") for word in made)
+            assert found[k] == siphash24(message, REFERENCE_KEY)
 
 
 def test_uniforms_broadcast_in_chunks() -> None:
     found = uniforms(3, np.arange(130)[:, None], np.arange(-100, 100))
     assert found.shape == (130, 200)
     for p, q in ((0, 0), (81, 184), (129, 199)):
-        assert found[p, q] == uniform(3, p, q - 100)
-    assert uniforms(0, 0, 0) == uniform(0, 0, 0)
+        assert found[p, q] == drawn(3, p, q - 100)
 
 
 # Rules -----------------------------------------------------------------------------------------------------------
@@ -375,7 +415,7 @@ def test_given_relations() -> None:
     copy = pickle.loads(pickle.dumps(x))
     assert isinstance(copy, GivenGraph)
     assert copy.inputs(2, 2) == [0]
-    with pytest.raises(PatternError, match="row 3 has no task"):
+    with pytest.raises(PatternError, match="there is no row 3"):
         x.inputs(3, 0)
 
 
@@ -438,6 +478,8 @@ def test_rows_of_a_file_that_are_alike_share_a_relation(tmp_path: Path) -> None:
         ("graph 2 2\n0 0:\n1 0: 1", "line 3: task (1, 0) takes from (0, 1), which is no task"),
         ("graph 2 2\n0 0:\n1 0: 0 0", "line 3: task (1, 0) takes from (0, 0) twice"),
         ("graph 2 2\n0 0:\n", "line 3: the file ends after 1 of 2 rows"),
+        ("\ngraph 1 99\n0 0:\n0 1:", "line 2: WIDTH is 99, but no task is at a point beyond 1: it should be 2"),
+        ("graph 1 " + "9" * 5000, "line 1: expected `graph STEPS WIDTH`"),
     ],
 )
 def test_errors_of_a_file_name_the_line(tmp_path: Path, text: str, message: str) -> None:

@@ -1,18 +1,26 @@
 """Flags, report, runs and the command of Task Bench."""
 
 import json
+import os
+import platform
+import threading
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exafield.engine import EngineError, Outcome, Share, engine
+from exafield.engine.catalogue import SYSTEMS
 from exafield.run import RunError
-from exafield.taskbench import report
+from exafield.taskbench import journal, report
 from exafield.taskbench.command import main
 from exafield.taskbench.flags import FLAGS, KERNELS, TYPES, FlagError, GraphFlags, parse, separate
-from exafield.taskbench.run import available_memory, check_memory, check_outcome, estimate, readable, run, works_of
+from exafield.taskbench.memory import BOOKKEEPING, PAIRS, available_memory, check_memory, estimate, readable
+from exafield.taskbench.metg_files import load
+from exafield.taskbench.run import check_outcome, run, works_of
 
 
 def lines(text: str) -> list[str]:
@@ -106,7 +114,7 @@ def graphs(draw):
 
 
 NAMES = ("steps", "width", "type", "radix", "period", "fraction", "kernel", "iter", "output", "scratch", "sample",
-         "imbalance", "field")  # fmt: skip
+         "imbalance", "field", "-graph")  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -271,9 +279,142 @@ def test_serial_end_to_end(tmp_path, capsys):
     assert read["elapsed"] == read["passes"][-1]
     assert read["first_pass"] == read["passes"][0]
     assert sum(share["tasks"] for share in read["shares"]) == 31
-    assert read["memory"]["peak"] > 0
+    # From what tasks themselves noted, in one more pass.
+    assert (read["evidence"], read["no_evidence"]) == ("journal", None)
+    (worker,) = read["workers"]
+    assert (worker["process"], worker["thread"]) == (os.getpid(), threading.get_native_id())
+    assert (worker["host"], worker["tasks"]) == (platform.node(), 31)
+    assert read["memory"]["peak"] == worker["memory"] > 10_000_000
+    stencil, tree = read["tasks"]
+    assert stencil == [{"first_step": 0, "steps": 5, "offset": 0, "runs": [[0, 4]]}]
+    assert [(block["first_step"], block["steps"], block["runs"]) for block in tree] == [
+        (0, 1, [[0, 1]]), (1, 1, [[0, 2]]), (2, 2, [[0, 4]]),
+    ]  # fmt: skip
     assert read["graphs"][1]["type"] == "tree"
     assert f"Elapsed Time {read['elapsed']:e} seconds" in printed
+
+
+def test_who_ran_what_is_what_tasks_noted():
+    flags = parse(["-steps", "6", "-width", "4", "-type", "dom"])
+    patterns, kernels = flags.patterns(), flags.kernels()
+    found = run(engine("processes", workers=2), patterns, kernels, name="processes", trace=True).evidence
+    processes = {worker.process for worker in found.workers}
+    assert os.getpid() not in processes
+    assert 1 <= len(processes) <= 2
+    assert all(worker.memory > 10_000_000 for worker in found.workers)
+    assert sum(worker.tasks for worker in found.workers) == len(patterns[0].graph())
+    # The blocks cover each row, and name each worker as often as it says.
+    counts = [0] * len(found.workers)
+    for block in found.tasks[0]:
+        for t in range(block["first_step"], block["first_step"] + block["steps"]):
+            assert (block["offset"], sum(n for _, n in block["runs"])) == (
+                patterns[0].offset(t),
+                patterns[0].width_at(t),
+            )
+            for worker, n in block["runs"]:
+                counts[worker] += n
+    assert counts == [worker.tasks for worker in found.workers]
+
+
+def test_columns_with_the_same_worker_are_one_run():
+    graph = parse(["-steps", "3", "-width", "5"]).patterns()[0].graph()
+    workers = np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [2, 2, 2, 2, 2]])
+    assert list(journal._blocks(graph, workers)) == [
+        {"first_step": 0, "steps": 2, "offset": 0, "runs": [[0, 2], [1, 2], [0, 1]]},
+        {"first_step": 2, "steps": 1, "offset": 0, "runs": [[2, 5]]},
+    ]
+
+
+def test_where_tasks_cannot_note_it_the_engine_is_asked(monkeypatch):
+    class Elsewhere:
+        address = "tcp://far:1"
+
+        def open(self):
+            return engine("serial").open()
+
+    flags = parse([])
+    patterns, kernels = flags.patterns(), flags.kernels()
+    read = json.loads(run(Elsewhere(), patterns, kernels, trace=True).to_json(patterns, kernels))
+    assert (read["evidence"], read["tasks"]) == (None, None)
+    assert "tcp://far:1 may be on other machines" in read["no_evidence"]
+    assert [worker["tasks"] for worker in read["workers"]] == [16]
+    for name, value in {"RANK": "0", "SIZE": "4", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    assert "several machines" in str(run(engine("serial"), patterns, kernels, trace=True).evidence)
+    assert "not asked for" in str(run(engine("serial"), patterns, kernels).evidence)
+
+
+def test_evidence_of_a_task_that_is_run_twice_is_an_error():
+    flags = parse([])
+    works = works_of(flags.patterns(), flags.kernels())
+
+    class Twice:
+        workers = 1
+
+        def run(self, works, passes=1):
+            with engine("serial").open() as session:
+                return session.run(works, 2 * passes)
+
+    with pytest.raises(EngineError, match=r"graph 0: task \(0, 0\) ran 2 times in 1 passes, expected 1"):
+        journal.evidence(Twice(), works)
+
+
+# ---- graphs in files ----
+
+GIVEN = "graph 3 3\n0 0:\n0 1:\n0 2:\n1 1: 0 2\n1 2: 1\n2 0: 1 2\n"
+
+
+def test_a_graph_in_a_file_is_run(tmp_path, capsys):
+    path, file = tmp_path / "given.txt", tmp_path / "run.json"
+    path.write_text(GIVEN)
+    argv = f"run --engine serial -type fft -and --graph={path} -output 32 --json {file}".split()
+    assert main(argv) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line in ("      Dependence Type: given.txt", "      Time Steps: 3", "      Max Width: 3", "Total Tasks 22"):
+        assert line in printed
+    assert "Total Dependencies 33" in printed  # fft of width 4: 10, 8 and 10; that of the file 5
+    graph = json.loads(file.read_text())["graphs"][1]
+    assert (graph["type"], graph["steps"], graph["width"], graph["output"]) == ("given.txt", 3, 3, 32)
+
+
+def test_a_graph_in_a_file_is_swept(tmp_path, monkeypatch):
+    path = tmp_path / "given.txt"
+    path.write_text(GIVEN)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 1e9)
+    out = tmp_path / "out"
+    assert main(["metg", "--graph", str(path), "-iter", "8", "--budget", "1", "--out", str(out)]) == 0
+    (found,) = load(out / "metg.json")
+    assert (found.graphs[0].file, found.graphs[0].type) == (str(path), "given.txt")
+    assert (found.graphs[0].steps, found.graphs[0].width, found.samples[0].tasks) == (3, 3, 6)
+    path.unlink()
+    assert load(out / "metg.json") == [found]  # which needs the file no more
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        (None, [], "error: --graph {} cannot be read: No such file or directory"),
+        ("graph 2 1\n0 0:\n", [], "error: {}, line 3: the file ends after 1 of 2 rows"),
+        ("\x00", [], "error: {}, line 1: expected `graph STEPS WIDTH`"),
+        (GIVEN, ["-width", "3"], 'error: Flag "-width" does not go with --graph: the file says it'),
+        (GIVEN, ["-kernel", "memory_bound"], 'error: Invalid flag "-scratch 0" must be >= 256'),
+    ],
+)
+def test_what_is_wrong_with_a_graph_in_a_file(text, more, message, tmp_path, capsys):
+    path = tmp_path / "given.txt"
+    if text is not None:
+        path.write_text(text)
+    for command in ("run", "metg"):
+        assert main([command, "--graph", str(path), *more]) == 2
+        assert capsys.readouterr().err.startswith(message.format(path))
+
+
+def test_a_graph_in_a_file_has_no_radix_to_vary(tmp_path, capsys):
+    path = tmp_path / "given.txt"
+    path.write_text(GIVEN)
+    assert main(["metg", "--experiment", "radix", "--graph", str(path)]) == 2
+    assert capsys.readouterr().err.startswith('error: Flag "--graph" does not go with this experiment')
+    assert main(["check", "--graph", str(path)]) == 2
 
 
 def test_a_run_that_does_not_fit_is_refused(monkeypatch):
@@ -282,11 +423,26 @@ def test_a_run_that_does_not_fit_is_refused(monkeypatch):
     works = works_of(patterns, kernels)
     assert 2 * 100 * 65536 <= estimate(works) < 2 * 100 * 65536 + 10_000
     assert estimate(works, "threads") > estimate(works)
-    monkeypatch.setattr("exafield.taskbench.run.available_memory", lambda: 1 << 20)
+    tasks = 4 * 100
+    assert estimate(works, "celery") == estimate(works) + BOOKKEEPING["celery"] * tasks
+    assert estimate(works, "dask-delayed") == estimate(works) + PAIRS["dask-delayed"] * tasks**2
+    monkeypatch.setattr("exafield.taskbench.memory.available_memory", lambda: 1 << 20)
     with pytest.raises(RunError, match=r"needs about 12.5 MiB of memory, of which 1.0 MiB are available"):
         run(engine("serial"), patterns, kernels)
-    monkeypatch.setattr("exafield.taskbench.run.available_memory", lambda: None)
+    monkeypatch.setattr("exafield.taskbench.memory.available_memory", lambda: None)
     check_memory(1 << 60)  # nothing is known, so nothing is refused
+
+
+def test_a_run_of_more_tasks_than_an_engine_can_keep_track_of_is_refused(monkeypatch):
+    flags = parse(["-steps", "100000", "-width", "100"])
+    monkeypatch.setattr("exafield.taskbench.memory.available_memory", lambda: 1 << 30)
+    check_memory(estimate(works_of(flags.patterns(), flags.kernels()), "shared"))
+    with pytest.raises(RunError, match=r"needs about 5.2 GiB of memory, .* reduce -steps"):
+        run(engine("processes"), flags.patterns(), flags.kernels(), name="processes")
+
+
+def test_engines_with_bookkeeping_exist():
+    assert {*BOOKKEEPING, *PAIRS} <= set(SYSTEMS)
 
 
 def test_memory_is_what_machine_and_groups_leave(tmp_path: Path):
@@ -377,8 +533,23 @@ def test_what_is_wrong_with_options(argv, message, capsys):
 def test_engines_are_listed(capsys):
     assert main(["engines"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split()[:3] == ["engine", "version", "licence"]
-    assert any(row.startswith("serial ") for row in rows)
+    assert head.split() == ["engine", "version", "native", "Python", "graphs", "machines", "licence"]
+    named = {row.split()[0]: row.split()[1:] for row in rows if not row.startswith(" ")}
+    assert list(named) == list(SYSTEMS)
+    assert named["serial"] == [platform.python_version(), "yes", "yes", "together", "one", "PSF-2.0"]
+    assert named["mpi"][1:] == ["yes", "no", "together", "several", "BSD-3-Clause"]
+    assert "    --address: module:name of a parsl Config" in rows
+    assert max(map(len, rows)) <= 120
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_engines_say_what_address_takes_if_they_take_one(name):
+    # The option is the adapter's, what it takes is in the catalogue.
+    try:
+        takes = "address" in {field.name for field in fields(SYSTEMS[name].make())}
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert takes == bool(SYSTEMS[name].address)
 
 
 def test_check_tells_what_failed(monkeypatch, capsys):

@@ -25,6 +25,7 @@ class System:
         slow: takes milliseconds or more for a task.
         sample: tests of conformance run every n-th case of the covering selection; 0: the full product.
         install: how to have what no extra brings.
+        address: what the option of that name takes, of a system that can be elsewhere; empty: there is no such option.
     """
 
     adapter: str
@@ -41,6 +42,7 @@ class System:
     slow: bool = False
     sample: int = 0
     install: str = ""
+    address: str = ""
 
     def make(self, **options: Any) -> Any:
         """The engine.
@@ -69,6 +71,10 @@ class System:
 
 
 PSF = "PSF-2.0"
+_HOSTS = "host:slots,host:slots or a hostfile, as mpirun takes them"
+_RAY = "of a cluster, as ray.init takes it, such as auto or host:6379"
+_DASK = "of a scheduler, such as tcp://host:8786"
+_PARSL = "module:name of a parsl Config"
 
 SYSTEMS: dict[str, System] = {
     "serial": System("local:SerialEngine", "one task after the other", None, None, PSF, maps=True),
@@ -77,34 +83,35 @@ SYSTEMS: dict[str, System] = {
     "shared": System("shared:SharedEngine", "processes and shared memory, one flag a column", None, None, PSF),
     "prange": System("prange:PrangeEngine", "numba, a parallel loop a row", "numba", "light", "BSD-2-Clause"),
     "mpi": System(
-        "mpi:MpiEngine", "mpi4py, point to point", "mpi4py", "mpi", "BSD-3-Clause", distributed=True
+        "mpi_engine:MpiEngine", "mpi4py, point to point", "mpi4py", "mpi", "BSD-3-Clause", distributed=True,
+        address=_HOSTS,
     ),
     "mpi-bulk": System(
-        "mpi:MpiEngine", "mpi4py, bulk synchronous", "mpi4py", "mpi", "BSD-3-Clause", distributed=True,
-        options={"program": "exafield.engine.mpi:BulkSynchronous"},
+        "mpi_engine:MpiEngine", "mpi4py, bulk synchronous", "mpi4py", "mpi", "BSD-3-Clause", distributed=True,
+        options={"program": "exafield.engine.mpi:BulkSynchronous"}, address=_HOSTS,
     ),
     "mpi-compiled": System(
-        "mpi:MpiEngine", "MPI with the rank's loop compiled by numba", "mpi4py", "mpi", "BSD-3-Clause",
-        distributed=True, options={"program": "exafield.engine.mpi_compiled:Compiled"},
+        "mpi_engine:MpiEngine", "MPI with the rank's loop compiled by numba", "mpi4py", "mpi", "BSD-3-Clause",
+        distributed=True, options={"program": "exafield.engine.mpi_compiled:Compiled"}, address=_HOSTS,
     ),
     "dask-threads": System(
         "dask_threads:DaskThreadsEngine", "Dask, threaded scheduler", "dask", "dask", "BSD-3-Clause", all_rows=True
     ),
     "dask": System(
         "dask_graphs:DaskEngine", "Dask distributed, blocks of a row", "distributed", "dask", "BSD-3-Clause",
-        maps=True, distributed=True, slow=True, sample=1,
+        maps=True, distributed=True, slow=True, sample=1, address=_DASK,
     ),
     "dask-delayed": System(
         "dask_graphs:DaskEngine", "Dask distributed, one delayed a task", "distributed", "dask", "BSD-3-Clause",
-        maps=True, distributed=True, options={"plain": True}, slow=True, sample=2,
+        maps=True, distributed=True, options={"plain": True}, slow=True, sample=2, address=_DASK,
     ),
     "parsl-threads": System(
         "parsl_apps:ParslEngine", "Parsl, threads", "parsl", "parsl", "Apache-2.0",
-        maps=True, all_rows=True, options={"threads": True},
+        maps=True, all_rows=True, options={"threads": True}, address=_PARSL,
     ),
     "parsl": System(
         "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",
-        maps=True, distributed=True, slow=True, sample=2,
+        maps=True, distributed=True, slow=True, sample=2, address=_PARSL,
     ),
     "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0", sample=1),
     "jax-shards": System(
@@ -116,19 +123,21 @@ SYSTEMS: dict[str, System] = {
     ),
     "ray": System(
         "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0",
-        maps=True, distributed=True, slow=True, sample=2,
+        maps=True, distributed=True, slow=True, sample=2, address=_RAY,
     ),
     "ray-compiled": System(
         "ray_compiled:RayCompiledEngine", "Ray, actors in a compiled graph", "ray", "ray", "Apache-2.0",
-        distributed=True, slow=True, sample=10,
+        distributed=True, slow=True, sample=10, address=_RAY,
     ),
     "spark": System(
         "spark:SparkEngine", "Apache Spark, a shuffle a row", "pyspark", "spark", "Apache-2.0", maps=True,
         distributed=True, slow=True, sample=24, install="Java 17 on PATH or JAVA_HOME",
+        address="of a master, such as spark://host:7077",
     ),
     "celery": System(
         "celery_queue:CeleryEngine", "Celery with Redis, a group a row", "celery", "light", "BSD-3-Clause", maps=True,
         distributed=True, slow=True, sample=8, install="redis-server on PATH, or address=",
+        address="of a Redis, redis://host:6379; EXAFIELD_CELERY_KEY the same there and here",
     ),
     "gloo": System("gloo:GlooEngine", "torch.distributed, gloo, point to point", "torch", "light", "BSD-3-Clause"),
     "torch-rpc": System(
@@ -160,6 +169,6 @@ SYSTEMS: dict[str, System] = {
     ),
     "mpi-prange": System(
         "mpi_prange:MpiPrangeEngine", "MPI and threads: mpi4py, numba's parallel loop in a rank", "mpi4py", "mpi",
-        "BSD-3-Clause", distributed=True,
+        "BSD-3-Clause", distributed=True, address=_HOSTS,
     ),
 }  # fmt: skip

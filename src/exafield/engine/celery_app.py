@@ -1,22 +1,21 @@
-"""The Celery app that driver and workers share: `celery -A exafield.engine.celery_app worker -Q exafield`.
+"""The Celery app that driver and workers share: `celery -A exafield.engine.celery_app worker`.
 
-EXAFIELD_CELERY is the broker's address, EXAFIELD_CELERY_KEY a secret (hexadecimal) of the driver and its workers.
+EXAFIELD_CELERY is the address of the Redis, EXAFIELD_CELERY_KEY a secret (hexadecimal) of the driver and its workers.
 """
 
 import hashlib
 import hmac
 import os
 import pickle
+import threading
 import time
 from typing import Any
 
 from celery import Celery
 from kombu.serialization import register
 
-from exafield.engine import EngineError, attempt, cells
-from exafield.engine.spmd import peak_memory
+from exafield.engine import EngineError, attempt, rowblocks
 
-QUEUE = "exafield"
 _KEY = bytes.fromhex(os.environ["EXAFIELD_CELERY_KEY"])
 _SIZE = hashlib.sha256().digest_size
 
@@ -42,7 +41,7 @@ register("exafield", _dump, _load, content_type="application/x-exafield", conten
 
 app = Celery("exafield", broker=os.environ["EXAFIELD_CELERY"], backend=os.environ["EXAFIELD_CELERY"])
 app.conf.update(
-    task_default_queue=QUEUE,
+    task_default_queue="exafield",
     task_serializer="exafield",
     result_serializer="exafield",
     accept_content=["exafield"],
@@ -50,7 +49,7 @@ app.conf.update(
     event_serializer="json",
     worker_hijack_root_logger=False,
     worker_prefetch_multiplier=1,
-    worker_enable_remote_control=True,
+    worker_disable_rate_limits=True,
     broker_connection_retry_on_startup=True,
     broker_transport_options={"max_retries": 3, "socket_timeout": 30},
     result_backend_transport_options={"retry_policy": {"max_retries": 3, "timeout": 5.0}},
@@ -60,12 +59,13 @@ app.conf.update(
 
 
 @app.task  # type: ignore[untyped-decorator]
-def run(works: bytes, g: int, t: int, column: int, needed: list[Any]) -> Any:
-    """A task of a graph: its cell, or the error."""
+def run(works: bytes, number: int, t: int, first: int, last: int, read: bool, before: list[Any]) -> Any:
+    """A row block of a graph: who ran it, and its value; or the error."""
     try:
-        return cells.run_cell(works, g, t, column, *needed)
+        value = rowblocks.run_block(works, number, t, first, last, read, *before)
     except EngineError as error:
         return error
+    return rowblocks.tally(), value
 
 
 @app.task  # type: ignore[untyped-decorator]
@@ -75,8 +75,18 @@ def item(function: bytes, retry: int, index: int, value: Any) -> Any:
 
 
 @app.task  # type: ignore[untyped-decorator]
-def warm(works: bytes) -> int:
-    """Makes native code ready; the memory that a worker takes."""
-    cells.callers(works)
+def warm(works: bytes) -> None:
+    """Makes native code ready."""
+    rowblocks.ready(works)
     time.sleep(0.05)  # so that no worker takes the share of another
-    return peak_memory()
+
+
+def _follow() -> None:
+    # Who has started this worker and Redis is gone, and could tell nobody.
+    os.read(0, 1)
+    app.backend.client.shutdown(nosave=True)
+    os._exit(1)
+
+
+if os.environ.pop("EXAFIELD_CELERY_FOLLOW", None):
+    threading.Thread(target=_follow, name="follow", daemon=True).start()

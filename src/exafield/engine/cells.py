@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exafield.engine.caller import Caller
 from exafield.engine.graph import TaskGraph, Work
-from exafield.engine.native import Caller
 
 Cell = Any
 

@@ -1,93 +1,40 @@
 """Charm4py: a chare on each processing element has a block of columns; outputs travel through channels."""
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Client, Connection
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from exafield.engine.graph import Work
-from exafield.engine.mpi import Part
-from exafield.engine.spmd import Crew, bind, cores, crew, serve
+from exafield.engine.peers import Peer
+from exafield.engine.rank import serve
+from exafield.engine.spmd import Crew, bind, cores, crew
 from exafield.requirement import require
 
 # How often an idle chare looks for orders [s], our choice.
 _LOOK = 0.005
 
 
-class Block:
-    """What a chare does: per row, send its outputs to those that take them, receive theirs, run the own columns.
+class Block(Peer):
+    """What a chare does: it sends through channels, whose messages arrive in order.
 
     Args:
         channels: to the other chares, by their number.
     """
 
     def __init__(self, rank: int, size: int, channels: dict[int, Any]) -> None:
-        self.rank, self.size, self._channels = rank, size, channels
-        self.parts: list[Part] = []
-        self.tasks = 0
+        super().__init__(rank, size)
+        self._channels = channels
 
-    def prepare(self, works: Sequence[Work]) -> None:
-        """See :class:`exafield.engine.spmd.Program`."""
-        self.parts = [Part(work, self.rank, self.size) for work in works]
-        self.tasks = sum(part.tasks for part in self.parts)
-        self._rows = [[self._exchange(part, t) for t in range(part.steps)] for part in self.parts]
-        self._barrier()
+    def send(self, to: int, number: int, t: int, outputs: Any) -> None:
+        """See :class:`exafield.engine.peers.Peer`."""
+        self._channels[to].send(0 if outputs is None else outputs)
 
-    def _exchange(self, part: Part, t: int) -> tuple[list[Any], list[Any]]:
-        """(channel, columns) of what is received and sent before row t."""
-        if not t:
-            return [], []
-        exchange = part.plan.exchange(t)
-        received, sent = (
-            [(self._channels[r], columns[ranks == r]) for r in np.unique(ranks).tolist()]
-            for columns, ranks in ((exchange.received, exchange.source), (exchange.sent, exchange.to))
-        )
-        return received, sent
-
-    def _barrier(self) -> None:
-        """All tell chare 0 that they are here, and hear from it that all are."""
-        others = list(self._channels.values()) if self.rank == 0 else [self._channels[0]]
-        if self.rank:
-            others[0].send(0)
-        for channel in others:
-            channel.recv()
-        if self.rank == 0:
-            for channel in others:
-                channel.send(0)
-
-    def run(self) -> float:
-        """See :class:`exafield.engine.spmd.Program`."""
-        parts = list(zip(self.parts, self._rows, strict=True))
-        self._barrier()
-        began = time.perf_counter()
-        for t in range(max(part.steps for part in self.parts)):
-            for part, rows in parts:
-                if t >= part.steps:
-                    continue
-                receives, sends = rows[t]
-                arena, columns = part.arena, part.columns
-                row, size = arena.outputs[(t - 1) % arena.slots], arena.size
-                for channel, own in sends:
-                    channel.send(row[own, :size])
-                for channel, others in receives:
-                    row[others, :size] = channel.recv()
-                arena.run(t, columns.start, columns.stop)
-        self._barrier()
-        return time.perf_counter() - began
-
-    def outputs(self) -> list[dict[int, NDArray[np.uint8]]]:
-        """See :class:`exafield.engine.spmd.Program`."""
-        return [part.outputs() for part in self.parts]
-
-    def close(self) -> None:
-        """See :class:`exafield.engine.spmd.Program`."""
+    def receive(self, source: int, number: int, t: int) -> Any:
+        """See :class:`exafield.engine.peers.Peer`."""
+        return self._channels[source].recv()
 
 
 class _Link:

@@ -1,43 +1,40 @@
 """Dask distributed: a graph of tasks that is sent to the scheduler once, and whose end is waited for."""
 
-import logging
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from exafield.engine import EngineError, Session
+from exafield.engine import Session
+from exafield.engine.dask_cluster import client as cluster
 from exafield.engine.dask_session import DaskSession, failed
-from exafield.engine.spmd import cores
-from exafield.requirement import require
 
-# What workers may take to join [s], our choice.
-_START = 120.0
 # Items handed out per worker: one running, one waiting (our choice).
 _AHEAD = 2
-# A worker that dies is an error at once; nothing samples what workers do, and no pages are served.
-_SETTINGS = {
-    "distributed.scheduler.allowed-failures": 0,
-    "distributed.worker.profile.enabled": False,
-    "distributed.comm.timeouts.connect": "10s",
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.admin.large-graph-warning-threshold": "1GiB",
-}
 
 
 @dataclass(frozen=True)
 class DaskEngine:
-    """Worker processes of one thread each under a Dask scheduler.
+    """Dask workers under a scheduler.
+
+    Graphs run on the threads of one worker process, since native code lets go of Python's lock and values then need not
+    be sent; plain ones and maps run on processes of one thread each.
+
+    A cluster elsewhere, whose machines can import exafield::
+
+        dask scheduler --host NODE --port 8786      # and on each machine: dask worker tcp://NODE:8786
+        exafield taskbench run --engine dask --address tcp://NODE:8786 ...
+
+    With certificates, the address begins with tls:// and all of them have DASK_DISTRIBUTED__COMM__TLS__CA_FILE,
+    DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and ..._KEY (scheduler, worker in place of client) in their environment.
 
     Args:
-        workers: how many are started; None: one for each core.
+        workers: how many tasks at a time, if it is started here; None: one for each core.
         address: of a running scheduler, which has its workers; None: all of it is started here, on loopback, with
             certificates of its own (TLS), since whoever reaches a scheduler can run code.
         plain: one `delayed` for each task, the way the Dask version of Task Bench is written; otherwise as many tasks
-            for a row as there are workers.
+            for a row as can run at a time.
     """
 
     workers: int | None = None
@@ -45,46 +42,9 @@ class DaskEngine:
     plain: bool = False
 
     @contextmanager
-    def _client(self) -> Iterator[Any]:
-        require("distributed", extra="dask")
-        import dask
-        from distributed import Client, LocalCluster
-        from distributed.security import Security
-
-        with ExitStack() as stack:
-            if self.address is None:
-                require("cryptography", extra="dask")  # Security.temporary needs it
-                stack.enter_context(dask.config.set(_SETTINGS))
-                count, security = self.workers or len(cores()), Security.temporary()
-                where: Any = stack.enter_context(
-                    LocalCluster(
-                        n_workers=count,
-                        threads_per_worker=1,
-                        processes=True,
-                        host="127.0.0.1",
-                        # None would be a page on every network this machine is in.
-                        dashboard_address="127.0.0.1:0",
-                        worker_dashboard_address="127.0.0.1:0",
-                        scheduler_kwargs={"dashboard": False},
-                        memory_limit=0,
-                        security=security,
-                        local_directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="exafield-")),
-                        silence_logs=logging.CRITICAL,
-                    )
-                )
-            else:
-                where, count, security = self.address, 1, None
-            try:
-                client = stack.enter_context(Client(where, security=security, set_as_default=False))
-                client.wait_for_workers(count, timeout=_START)
-            except (OSError, TimeoutError) as error:
-                raise EngineError(f"dask does not start: {error}") from error
-            yield client
-
-    @contextmanager
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
-        with self._client() as client:
+        with cluster(self.workers, self.address, threads=not self.plain) as client:
             yield DaskSession(client, self.plain)
 
     def map(
@@ -92,7 +52,7 @@ class DaskEngine:
     ) -> Iterator[tuple[int, Any]]:
         """See :class:`exafield.engine.MapEngine`."""
         todo = ((index, item) for index, item in enumerate(items) if index not in done)
-        with self._client() as client:
+        with cluster(self.workers, self.address, threads=False) as client:
             yield from _mapped(client, fn, todo, retry)
 
 

@@ -24,7 +24,7 @@ from exafield.engine.native import Arena, address, stride
 _LOOK = 1.0
 
 
-def lost(error: Exception, when: str) -> EngineError:
+def lost(error: BaseException, when: str) -> EngineError:
     return EngineError(f"joblib: a worker process was lost {when}: {type(error).__name__}: {error}")
 
 

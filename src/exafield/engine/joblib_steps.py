@@ -2,30 +2,21 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from exafield.engine import Session
-from exafield.engine.attempt import attempt, result
+from exafield.engine import EngineError, Session
+from exafield.engine.attempt import mapped, todo
 from exafield.engine.child import alone
 from exafield.engine.joblib_pool import follow_driver, lost
-from exafield.engine.local import _failed
-from exafield.engine.spmd import cores
+from exafield.engine.workers import Workers
 from exafield.requirement import require
 
 
 @dataclass(frozen=True)
-class JoblibEngine:
-    """Worker processes of joblib's default backend, loky.
-
-    Args:
-        workers: number of processes; None: one for each core.
-    """
-
-    workers: int | None = None
+class JoblibEngine(Workers):
+    """Worker processes of joblib's default backend, loky."""
 
     def open(self) -> AbstractContextManager[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
@@ -40,29 +31,13 @@ class JoblibEngine:
         # Not Parallel's generators: these take items ahead of who consumes the results, without bound.
         from joblib.externals.loky import ProcessPoolExecutor
 
-        count = self.workers or len(cores())
-        todo = ((index, item) for index, item in enumerate(items) if index not in done)
         # loky's tracker of semaphores, a process, ends with this one, as that of multiprocessing does.
-        pool = ProcessPoolExecutor(count, initializer=follow_driver, initargs=(os.getpid(),))
-        running: dict[Future[Any], int] = {}
+        pool = ProcessPoolExecutor(self.count, initializer=follow_driver, initargs=(os.getpid(),))
         try:
-            for index, item in todo:
-                running[pool.submit(attempt, fn, retry, index, item)] = index
-                if len(running) >= 2 * count:
-                    yield from _finished(running)
-            while running:
-                yield from _finished(running)
+            yield from mapped(pool.submit, fn, todo(items, done), retry, 2 * self.count, _died)
         finally:
             pool.shutdown(wait=True, kill_workers=True)
 
 
-def _finished(running: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        index = running.pop(future)
-        try:
-            value = future.result()
-        except BrokenProcessPool as error:
-            raise lost(error, f"while item {index} was under way") from error
-        except Exception as error:  # it could not be sent, or its result not sent back
-            raise _failed(f"item {index}", error) from error
-        yield index, result(value)
+def _died(error: BaseException, what: str) -> EngineError:
+    return lost(error, f"while {what} was under way")

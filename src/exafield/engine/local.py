@@ -4,28 +4,23 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from typing import Any
 
 from exafield.engine import EngineError, Outcome, Session, Share
+from exafield.engine.attempt import attempt, failed, mapped, result, todo
 from exafield.engine.dispatch import Dispatcher
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena
 from exafield.engine.spmd import peak_memory
+from exafield.engine.workers import Workers
 
 # Items handed out per worker: one running, one waiting (our choice).
 _AHEAD = 2
-
-
-def _failed(what: str, error: BaseException) -> EngineError:
-    text = "".join(traceback.format_exception(error)).rstrip()
-    return EngineError(f"{what} failed: {type(error).__name__}: {error}\n{text}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +31,8 @@ class SerialEngine:
         self, fn: Callable[[Any], Any], items: Iterable[Any], *, retry: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Any]]:
         """See :class:`exafield.engine.MapEngine`."""
-        for index, item in enumerate(items):
-            if index in done:
-                continue
-            for attempt in range(retry + 1):
-                try:
-                    result = fn(item)
-                    break
-                except Exception as error:
-                    if attempt == retry:
-                        raise _failed(f"item {index}", error) from error
-            yield index, result
+        for index, item in todo(items, done):
+            yield index, result(attempt(fn, retry, index, item))
 
     def open(self) -> AbstractContextManager[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
@@ -73,26 +59,12 @@ class _InTurn:
         return Outcome(tuple(elapsed), tuple(arena.last() for arena in arenas), (share,))
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessEngine:
+@dataclass(frozen=True)
+class ProcessEngine(Workers):
     """Worker processes (concurrent.futures), each with one torch thread.
 
     No worker outlives the process that started it, however that ends.
-
-    Args:
-        workers: default: as many as cores this process may use.
     """
-
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-
-    @property
-    def count(self) -> int:
-        """Number of workers."""
-        return self.workers or len(os.sched_getaffinity(0))
 
     @contextmanager
     def _pool(self) -> Iterator[ProcessPoolExecutor]:
@@ -112,20 +84,8 @@ class ProcessEngine:
         self, fn: Callable[[Any], Any], items: Iterable[Any], *, retry: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Any]]:
         """See :class:`exafield.engine.MapEngine`."""
-        todo = ((index, item) for index, item in enumerate(items) if index not in done)
         with self._pool() as pool:
-            running: dict[Future[Any], tuple[int, Any, int]] = {}
-
-            def start(index: int, item: Any, attempt: int) -> None:
-                running[_submitted(pool, f"item {index}", fn, item)] = (index, item, attempt)
-
-            for index, item in todo:
-                start(index, item, 0)
-                if len(running) < _AHEAD * self.count:
-                    continue
-                yield from _finished(running, start, retry)
-            while running:
-                yield from _finished(running, start, retry)
+            yield from mapped(pool.submit, fn, todo(items, done), retry, _AHEAD * self.count, _died)
 
     @contextmanager
     def open(self) -> Iterator[Session]:
@@ -163,38 +123,24 @@ def _ready(_: int) -> None:
     time.sleep(0.05)
 
 
-def _died(what: str) -> EngineError:
+def _died(error: BaseException, what: str) -> EngineError:
     return EngineError(
         f"a worker process died while {what} was under way (killed, or out of memory): run again; finished items "
         "are kept where results are stored"
     )
 
 
-def _submitted(pool: ProcessPoolExecutor, what: str, fn: Callable[..., Any], *inputs: Any) -> Future[Any]:
-    try:
-        return pool.submit(fn, *inputs)
-    except BrokenProcessPool as error:
-        raise _died(what) from error
-
-
-def _result(future: Future[Any], what: str) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise _died(what) from error
-    except Exception as error:
-        raise _failed(what, error) from error
-
-
 def _finished(
-    running: dict[Future[Any], tuple[int, Any, int]], start: Callable[[int, Any, int], None], retry: int
+    running: "dict[Future[Any], tuple[int, Any, int]]", start: Callable[[int, Any, int], None], retry: int
 ) -> Iterator[tuple[int, Any]]:
     """Waits for at least one item; starts those again that may be tried again."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
-        index, item, attempt = running.pop(future)
-        error = future.exception()
-        # What killed one worker would kill the next as well: that is for the user to see.
-        if error is not None and attempt < retry and not isinstance(error, BrokenProcessPool):
-            start(index, item, attempt + 1)
-            continue
-        yield index, _result(future, f"item {index}")
+        index, item, attempts = running.pop(future)
+        try:
+            yield index, future.result()
+        except BrokenExecutor as error:
+            raise _died(error, f"item {index}") from error
+        except Exception as error:
+            if attempts == retry:
+                raise failed(f"item {index}", error) from error
+            start(index, item, attempts + 1)

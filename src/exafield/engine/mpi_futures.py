@@ -10,11 +10,12 @@ from functools import partial
 from multiprocessing.connection import Connection, Listener
 from typing import Any
 
-from exafield.engine import EngineError, Outcome, Session
+from exafield.engine import EngineError, Outcome, Session, mpi_job
 from exafield.engine.attempt import result
+from exafield.engine.dispatch import Dispatcher
 from exafield.engine.graph import Work
-from exafield.engine.mpi import environment, mpirun
-from exafield.engine.mpi_futures_ranks import CORES, path_of
+from exafield.engine.mpi_engine import environment, mpirun
+from exafield.engine.mpi_futures_ranks import BACKOFF, CORES, path_of
 from exafield.engine.native import compiled
 from exafield.engine.spmd import Crew, cores, crew
 from exafield.requirement import require
@@ -33,10 +34,10 @@ def _launcher(workers: int, command: list[str], size: int) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class MpiFuturesEngine:
-    """A pool of ranks started by mpirun on this machine.
+    """The other ranks of the MPI job that this process drives; else a pool started by mpirun on this machine.
 
     Args:
-        workers: number of ranks besides the driver; None: one for each core.
+        workers: number of ranks besides the driver; None: one for each core, or as many as there are.
     """
 
     workers: int | None = None
@@ -45,6 +46,10 @@ class MpiFuturesEngine:
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
         compiled()
+        if mpi_job.driving():
+            with _joined(self.workers) as session:
+                yield session
+            return
         with self._crew("Driver", partial(_launcher, self._count)) as ranks:
             yield _Pool(ranks, self._count)
 
@@ -108,3 +113,27 @@ class _Pool:
     def run(self, works: Sequence[Work], passes: int = 1) -> Outcome:
         """See :class:`exafield.engine.Session`."""
         return self._crew.run(works, passes)
+
+
+@contextmanager
+def _joined(workers: int | None) -> Iterator[Dispatcher]:
+    """A session on the other ranks of the job that this process drives."""
+    from mpi4py.futures import MPICommExecutor
+
+    comm = mpi_job.call("exafield.engine.mpi_futures:lend")
+    with MPICommExecutor(comm, backoff=BACKOFF) as made:
+        pool: Any = made  # on rank 0
+        if workers not in (None, pool.num_workers):
+            raise EngineError(
+                f"mpi4py.futures: {workers} workers, but this MPI job has {pool.num_workers} besides the driver: leave "
+                "out their number"
+            )
+        yield Dispatcher("mpi4py.futures", pool.submit, pool.num_workers)
+
+
+def lend(comm: Any) -> None:
+    """Has a rank of a job serve the pool of its rank 0, until that is closed."""
+    from mpi4py.futures import MPICommExecutor
+
+    with MPICommExecutor(comm, backoff=BACKOFF):
+        pass

@@ -12,10 +12,9 @@ from threading import Lock, Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from exafield.engine.attempt import attempt
+from exafield.engine.attempt import attempt, failed
 from exafield.engine.dispatch import Dispatcher
 from exafield.engine.graph import Work
-from exafield.engine.local import _failed
 
 CORES = "EXAFIELD_CORES"
 # How long who finds nothing to do may sleep [s], our choice: a tenth of the usual, as tasks may last no longer.
@@ -124,4 +123,4 @@ def _item(fn: bytes, retry: int, index: int, item: bytes) -> bytes:
     try:
         return pickle.dumps(attempt(pickle.loads(fn), retry, index, pickle.loads(item)))
     except Exception as error:
-        return pickle.dumps(_failed(f"item {index}", error))
+        return pickle.dumps(failed(f"item {index}", error))

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from exafield.engine import EngineError, Outcome, Session
 from exafield.engine.graph import Work
-from exafield.engine.mpi import PointToPoint, environment, mpirun
+from exafield.engine.mpi import PointToPoint
+from exafield.engine.mpi_engine import environment, mpirun, opened
 from exafield.engine.spmd import Crew, cores, crew
 from exafield.requirement import require
 
@@ -19,16 +19,20 @@ _CORES = "EXAFIELD_CORES"
 
 
 class Threaded(PointToPoint):
-    """A rank: per row, start the requests of all graphs, wait for them, run the own columns of all in one loop."""
+    """A rank: per row, exchange the outputs of each graph, then run the own columns of all in one loop."""
 
     def __init__(self, rank: int, size: int, folder: str) -> None:
-        # A rank is kept on one core by who started it, but threads come with it: it takes its share of the cores.
+        # A rank is kept on one core by the crew, but threads come with it: it takes its share of the cores.
         # Before the loop is loaded, since that is when OpenMP looks how many there are.
-        own = [int(core) for core in os.environ[_CORES].split(",")]
-        share = own[rank * len(own) // size : (rank + 1) * len(own) // size]
-        os.sched_setaffinity(0, share or own)
+        if _CORES in os.environ:
+            own = [int(core) for core in os.environ[_CORES].split(",")]
+            share = own[rank * len(own) // size : (rank + 1) * len(own) // size]
+            os.sched_setaffinity(0, share or own)
+        numba = require("numba", extra="mpi")
         from exafield.engine import mpi_prange_loop
 
+        if _CORES not in os.environ:  # in an MPI job it was given its cores
+            numba.set_num_threads(min(len(cores()), numba.config.NUMBA_NUM_THREADS))
         super().__init__(rank, size, folder)
         self._loop = mpi_prange_loop
 
@@ -40,9 +44,8 @@ class Threaded(PointToPoint):
         self._steps = np.array([part.steps for part in parts], dtype=np.int64)
         self._lows = np.array([part.columns.start for part in parts], dtype=np.int64)
         self._firsts = np.concatenate(([0], np.cumsum([len(part.columns) for part in parts]))).astype(np.int64)
-        self._rows: list[list[Any]] = [
-            [request for rows in self._requests if t < len(rows) for request in rows[t]]
-            for t in range(int(self._steps.max()))
+        self._rows = [
+            [call for rows in self._calls if t < len(rows) for call in rows[t]] for t in range(int(self._steps.max()))
         ]
         self._row(int(self._steps.max()))  # compiled, threads started; no graph has such a row
 
@@ -53,13 +56,12 @@ class Threaded(PointToPoint):
 
     def run(self) -> float:
         """See :class:`exafield.engine.spmd.Program`."""
-        start, wait_all, row = self._mpi.Prequest.Startall, self._mpi.Request.Waitall, self._row
+        row = self._row
         self._world.Barrier()
         began = time.perf_counter()
-        for t, requests in enumerate(self._rows):
-            if requests:
-                start(requests)
-                wait_all(requests)
+        for t, calls in enumerate(self._rows):
+            for call in calls:
+                call()
             row(t)
         self._world.Barrier()
         return time.perf_counter() - began
@@ -67,21 +69,27 @@ class Threaded(PointToPoint):
 
 @dataclass(frozen=True)
 class MpiPrangeEngine:
-    """Ranks started by mpirun on this machine, each with threads.
+    """The ranks of the MPI job that this process drives, else ranks started by mpirun; each with threads.
 
     Args:
         workers: number of threads, over all ranks; None: one for each core.
+        address: machines where ranks are started; see :class:`exafield.engine.mpi_engine.MpiEngine`. None: this one.
         ranks: how many processes share them out equally; each has its own memory, so one for each part of the
-            machine with a memory of its own is usual.
+            machine with a memory of its own is usual. In a job and elsewhere: as many as the launcher starts.
     """
 
     workers: int | None = None
+    address: str | None = None
     ranks: int = 1
 
     @contextmanager
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
-        require("mpi4py", extra="mpi")
+        program, system = "exafield.engine.mpi_prange:Threaded", "MPI and threads"
+        if there := opened(system, program, self.workers, self.address, threads=True):
+            with there as session:
+                yield session
+            return
         require("numba", extra="mpi")
         count = self.workers or len(cores())
         if self.ranks < 1 or count % self.ranks:
@@ -94,8 +102,7 @@ class MpiPrangeEngine:
             "NUMBA_NUM_THREADS": threads,
             "OMP_NUM_THREADS": threads,
         }
-        program = "exafield.engine.mpi_prange:Threaded"
-        with crew("MPI and threads", program, self.ranks, mpirun, settings) as ranks:
+        with crew(system, program, self.ranks, mpirun, settings) as ranks:
             yield _Ranks(ranks, count)
 
 

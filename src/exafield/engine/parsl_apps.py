@@ -12,6 +12,7 @@ from exafield.engine import EngineError, Session
 from exafield.engine.local import _finished
 from exafield.engine.parsl_kernel import Kernel, config
 from exafield.engine.parsl_session import ParslSession
+from exafield.engine.signals import deferred
 from exafield.engine.spmd import cores
 from exafield.requirement import require
 
@@ -27,12 +28,21 @@ class ParslEngine:
         workers: how many; None: one for each core.
         threads: threads of this process; otherwise processes of HTEX on loopback, whose sockets are encrypted and
             admit only who has the keys.
-        address: "module:name" of a `parsl.config.Config`, or of a function that makes one, for other machines.
+        address: "module:name" of a function that makes a `parsl.config.Config`, for other machines. What it names is
+            started and ended with the session; the module's folder is on PYTHONPATH::
+
+                PYTHONPATH=. exafield taskbench run --engine parsl --address site:config --workers 8 ...
+
+            where site.py has the function config().
     """
 
     workers: int | None = None
     threads: bool = False
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads and self.address is not None:
+            raise ValueError("parsl-threads takes no address: its workers are threads of this process; parsl takes one")
 
     @contextmanager
     def _kernel(self) -> Iterator[Kernel]:
@@ -47,15 +57,14 @@ class ParslEngine:
                 )
                 settings = config(count, folder, self.threads)
             else:
-                module, _, name = self.address.partition(":")
-                settings = getattr(import_module(module), name)
-                settings = settings() if callable(settings) else settings
-            try:
-                flow = DataFlowKernel(settings)
-            except Exception as error:
-                raise EngineError(f"parsl does not start: {error}") from error
-            stack.callback(flow.cleanup)
-            yield Kernel(flow, count)
+                settings = _named(self.address)
+            with deferred():  # what has been started without its kernel would be left
+                try:
+                    kernel = Kernel(DataFlowKernel(settings), count)
+                except Exception as error:
+                    raise EngineError(f"parsl does not start: {error}") from error
+                stack.callback(kernel.end)
+            yield kernel
 
     @contextmanager
     def open(self) -> Iterator[Session]:
@@ -83,6 +92,19 @@ class ParslEngine:
             while running:
                 kernel.wait_any(running)
                 yield from _finished(running, start, retry)
+
+
+def _named(address: str) -> Any:
+    """The configuration that a module has."""
+    module, _, name = address.partition(":")
+    try:
+        settings = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EngineError(
+            f"parsl: address {address!r} is to be MODULE:NAME of a function that makes a Config, its folder on "
+            f"PYTHONPATH: {error}"
+        ) from error
+    return settings() if callable(settings) else settings
 
 
 def _apply(fn: Callable[[Any], Any], item: Any) -> Any:

@@ -1,5 +1,6 @@
 """Parsl's own parts: its configuration, and a kernel that is watched while futures are waited for."""
 
+import shlex
 import sys
 import sysconfig
 from collections.abc import Callable, Collection
@@ -11,6 +12,8 @@ from exafield.engine import EngineError
 
 # How often it is looked whether Parsl's processes live while tasks run [s], our choice.
 _LOOK = 1.0
+# Ctrl-C reaches all processes of a terminal, but ending needs the interchange: it is ended by who started it.
+_DEAF = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def config(count: int, folder: str, threads: bool) -> Any:
@@ -41,10 +44,13 @@ def config(count: int, folder: str, threads: bool) -> Any:
             encrypted=True,
             heartbeat_period=2,
             heartbeat_threshold=20,
-            interchange_launch_cmd=[sys.executable, str(scripts / "interchange.py")],
+            interchange_launch_cmd=[sys.executable, "-c", _DEAF, sys.executable, str(scripts / "interchange.py")],
             launch_cmd=f"{sys.executable} {scripts / DEFAULT_LAUNCH_CMD}",
             worker_logdir_root=folder,
-            provider=LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1),
+            # What a manager that is ended leaves behind goes with the folder.
+            provider=LocalProvider(
+                init_blocks=1, min_blocks=1, max_blocks=1, worker_init=f"export TMPDIR={shlex.quote(folder)}"
+            ),
         )
     return Config(
         executors=[executor],
@@ -88,11 +94,27 @@ class Kernel:
             if waiting:
                 self._alive()
 
-    def _alive(self) -> None:
+    def _dead(self) -> list[Any]:
+        """Executors whose interchange has ended."""
+        found = []
         for executor in self._flow.executors.values():
             interchange = getattr(executor, "interchange_proc", None)
             if interchange is not None and interchange.poll() is not None:
-                raise EngineError(f"parsl: the interchange of {executor.label} died ({interchange.returncode})")
+                found.append(executor)
+        return found
+
+    def _alive(self) -> None:
+        for executor in self._dead():
+            raise EngineError(
+                f"parsl: the interchange of {executor.label} died ({executor.interchange_proc.returncode})"
+            )
+
+    def end(self) -> None:
+        """Ends all that Parsl has started."""
+        for executor in self._dead():
+            # Parsl asks it which managers are connected, and would wait for the answer without end. Nobody is.
+            executor.command_client.run = lambda *_, **__: []
+        self._flow.cleanup()
 
 
 def cause(error: BaseException) -> EngineError:

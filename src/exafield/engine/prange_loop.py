@@ -8,10 +8,10 @@ import numpy as np
 from numba import prange
 
 from exafield.engine.blocks import OFFSETS, WIDTHS, task
-from exafield.engine.lowlevel import native, read
+from exafield.engine.lowlevel import acquire, native, read
 
 
-def _rows(contexts: Any, steps: Any, firsts: Any, count: int) -> int:
+def _rows(contexts: Any, steps: Any, firsts: Any, count: int, stop: int) -> int:
     """Runs all graphs, row by row; the columns of a row of all graphs form one parallel loop.
 
     Args:
@@ -19,10 +19,13 @@ def _rows(contexts: Any, steps: Any, firsts: Any, count: int) -> int:
         steps: [graphs] rows of each.
         firsts: [graphs + 1] number of the first column of each, counted over all.
         count: rows of the longest.
+        stop: address of a word; once it is not 0, no more rows run.
     """
     total = firsts[-1]
     failed = np.zeros(1, dtype=np.int64)
     for t in range(count):
+        if acquire(stop):
+            break
         for index in prange(total):
             g = np.searchsorted(firsts, index, side="right") - 1 if contexts.size > 1 else 0
             if t < steps[g]:

@@ -17,7 +17,7 @@ from exafield.engine.spmd import peak_memory
 
 # Items handed out per worker: one running, one waiting (our choice).
 _AHEAD = 2
-# Tasks between two looks whether Ray still lives, while they are submitted (our choice).
+# Tasks between two looks whether Ray still lives while they are submitted, and looked at together later (our choice).
 _ASK = 1000
 # Arguments up to this size travel with the task; Ray would put larger ones in its store anew for every task
 # (max_direct_call_object_size, 100 KiB).
@@ -46,7 +46,7 @@ class _Tasks:
         ]
         ends = [(g, *key) for g, work in enumerate(works) for key in unread(work)]
         finals = [[(g, *key) for key in last(work.graph)] for g, work in enumerate(works)]
-        memory = self._values([self._warm.remote(handed) for _ in range(self.workers)])
+        memory = self._up.values([self._warm.remote(handed) for _ in range(self.workers)])
         elapsed: list[float] = []
         refs: dict[tuple[int, int, int], Any] = {}
         for _ in range(passes):
@@ -57,30 +57,27 @@ class _Tasks:
                     self._up.alive()
                 refs[g, t, column] = run.remote(handed, g, t, column, *[refs[key] for key in needed])
             waited = [refs[key] for key in ends]
-            self._wait(waited, len(waited))
+            self._finish(waited, list(refs.values()))
             elapsed.append(time.perf_counter() - began)
-            self._values(waited)  # raises what went wrong
+            self._up.values(waited)  # raises what went wrong
         outputs = tuple(
-            np.array([output(work, cell) for cell in self._values([refs[key] for key in keys])])
+            np.array([output(work, cell) for cell in self._up.values([refs[key] for key in keys])])
             for work, keys in zip(works, finals, strict=True)
         )
         return Outcome(tuple(elapsed), outputs, (Share(f"{self.workers} workers", len(tasks), max(memory)),))
 
-    def _wait(self, refs: list[Any], count: int) -> list[Any]:
-        """Those that are done, once at least `count` are."""
-        while True:
-            # fetch_local: what is done may stay where it is.
-            done, _ = self._up.ray.wait(refs, num_returns=count, timeout=LOOK, fetch_local=False)
-            if len(done) >= count:
-                return list(done)
-            self._up.alive()
+    def _finish(self, waited: list[Any], refs: list[Any]) -> None:
+        """Until `waited` are done, or one of all that were submitted has failed.
 
-    def _values(self, refs: list[Any]) -> list[Any]:
-        self._wait(refs, len(refs))
-        try:
-            return list(self._up.ray.get(refs))
-        except Exception as error:
-            raise self._up.error(error) from error
+        Whoever takes a failed value fails with all that was said about it, and so on row by row: longer and longer.
+        """
+        ray, seen = self._up.ray, 0
+        while len(ray.wait(waited, num_returns=len(waited), timeout=LOOK, fetch_local=False)[0]) < len(waited):
+            self._up.alive()
+            some = refs[seen : seen + _ASK]
+            done, _ = ray.wait(some, num_returns=len(some), timeout=0, fetch_local=False)
+            self._up.values(done[-1:])
+            seen += len(done) if len(done) == len(some) else 0
 
     def map(
         self, fn: Callable[[Any], Any], items: Iterable[Any], retry: int, done: Collection[int]
@@ -91,10 +88,10 @@ class _Tasks:
         running: dict[Any, int] = {}
 
         def finished() -> Iterator[tuple[int, Any]]:
-            for ref in self._wait(list(running), 1):
+            for ref in self._up.wait(list(running), 1):
                 index = running.pop(ref)
                 try:
-                    value = self._values([ref])[0]
+                    value = self._up.values([ref])[0]
                 except EngineError as error:
                     raise EngineError(f"item {index} failed: {error}") from error
                 yield index, result(value)
@@ -119,9 +116,15 @@ def _warm(blob: bytes) -> int:
 class RayEngine:
     """Ray tasks, on this machine or on a cluster.
 
+    A cluster elsewhere, whose machines can import exafield and have the same token (RAY_AUTH_TOKEN, or the file that
+    RAY_AUTH_TOKEN_PATH names) in their environment::
+
+        ray start --head --node-ip-address NODE --port 6379      # and on each machine: ray start --address NODE:6379
+        exafield taskbench run --engine ray --address NODE:6379 ...     # on one of them
+
     Args:
         workers: how many tasks run at the same time; None: one for each core (of the cluster).
-        address: of a running cluster, as ray.init takes it; its nodes must be able to import exafield.
+        address: of a running cluster, as ray.init takes it.
     """
 
     workers: int | None = None

@@ -1,21 +1,22 @@
 """StarPU, through its C library: tasks are submitted in order, and their accesses to data make the dependencies."""
 
-import ctypes
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exafield.engine import EngineError, Outcome, Session, Share
+from exafield.engine import EngineError, Outcome, Session, Share, interruptible
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena, address
 from exafield.engine.spmd import cores, peak_memory
+from exafield.engine.starpu_library import Library
 from exafield.requirement import require
 
 # Rows of outputs that are kept, our choice: enough that no task waits long for the readers of what it overwrites,
@@ -27,52 +28,25 @@ _MOST, _LEAST = "100000", "50000"
 _ARGUMENT = 26 << 17
 
 
-def _library() -> ctypes.CDLL:
-    for name in ("libstarpu-1.3.so.9", "libstarpu-1.3.so"):
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    raise ImportError("this needs the library libstarpu-1.3.so, which is not installed: apt install libstarpu-dev")
-
-
-def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    found = library[name]
-    found.restype, found.argtypes = result, list(arguments)
-    return found
-
-
 class _Threads:
-    """StarPU in this process, with one thread for each worker."""
+    """StarPU in this process, with one thread for each worker; another one submits, and waits."""
 
-    def __init__(self, library: ctypes.CDLL, workers: int) -> None:
+    def __init__(self, library: Library, caller: ThreadPoolExecutor, workers: int) -> None:
         from exafield.engine import starpu_loop
 
-        self.workers, self._loop = workers, starpu_loop
-        word, name, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
-        constant = _function(library, "fstarpu_get_constant", word, name)
-        self._modes = [constant(f"FSTARPU_{mode}".encode()) for mode in ("R", "W", "RW")]
-        self._codelet = _function(library, "fstarpu_codelet_allocate", word)()
-        _function(library, "fstarpu_codelet_set_name", None, word, name)(self._codelet, b"exafield")
-        cpu = _function(library, "fstarpu_codelet_add_cpu_func", None, word, word)
-        cpu(self._codelet, starpu_loop.codelet.address)
-        _function(library, "fstarpu_codelet_set_variable_nbuffers", None, word)(self._codelet)
-        self._insert = ctypes.cast(library.fstarpu_task_insert, word).value
-        self._wait = _function(library, "starpu_task_wait_for_all", integer)
-        self._register = _function(library, "starpu_variable_data_register", None, word, integer, word, ctypes.c_size_t)
-        self._unregister = _function(library, "starpu_data_unregister", None, word)
-        self._free = _function(library, "fstarpu_codelet_free", None, word)
+        self._library, self._caller, self._loop, self.workers = library, caller, starpu_loop, workers
+        self._codelet = library.codelet(starpu_loop.codelet.address)
 
     def close(self) -> None:
         """Gives back what StarPU does not."""
-        self._free(self._codelet)
+        self._library.free(self._codelet)
 
     def _handles(self, memory: NDArray[np.uint8], size: int) -> NDArray[np.int64]:
         """A handle for each of the pieces of memory, [..., bytes], of which tasks use `size` bytes."""
         pieces = memory.reshape(-1, memory.shape[-1])
         handles = np.zeros(len(pieces), dtype=np.int64)
         for index in range(len(pieces)):
-            self._register(address(handles[index:]), 0, address(pieces[index]), size)
+            self._library.register(address(handles[index:]), 0, address(pieces[index]), size)
         return handles
 
     def run(self, works: Sequence[Work], passes: int = 1) -> Outcome:
@@ -87,7 +61,7 @@ class _Threads:
         counts = [len(work.graph) for work in works]
         arguments = np.zeros((sum(counts), self._loop.WORDS), dtype=np.int64)
         most = max(int(np.diff(relation.starts).max()) for work in works for relation in work.graph.relations)
-        fixed = [self._insert, self._codelet, _ARGUMENT, size, *self._modes, address(failed)]
+        fixed = [self._library.insert, self._codelet, _ARGUMENT, size, *self._library.modes(), address(failed)]
         given = (
             np.array([arena.address for arena in arenas]),
             np.array([address(handles) for handles in outputs]),
@@ -101,17 +75,21 @@ class _Threads:
         try:
             # Compiles without running anything.
             self._loop.submit(given[0][:0], *given[1:])
-            for _ in range(passes):
+
+            def once() -> float:
                 began = time.perf_counter()
                 self._loop.submit(*given)
-                self._wait()
-                elapsed.append(time.perf_counter() - began)
+                self._library.wait()
+                return time.perf_counter() - began
+
+            for _ in range(passes):
+                elapsed.append(interruptible.call(self._caller, once, partial(failed.fill, -1)))
                 if failed[0]:
                     raise next(arena.failure() for arena in arenas if arena.address == failed[0])
         finally:
-            self._wait()
+            self._library.wait()
             for handle in np.concatenate(outputs + scratches).tolist():
-                self._unregister(handle)
+                self._library.unregister(handle)
         share = Share(f"{self.workers} workers", sum(counts), peak_memory())
         return Outcome(tuple(elapsed), tuple(arena.last() for arena in arenas), (share,))
 
@@ -145,19 +123,21 @@ class StarpuEngine:
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
         require("numba", extra="light")
-        library = _library()
+        library = Library()
         size = self.workers or len(cores())
         with tempfile.TemporaryDirectory(prefix="exafield-") as folder:
             settings = {"STARPU_HOME": folder, "STARPU_NCPU": str(size), "STARPU_NCUDA": "0", "STARPU_NOPENCL": "0"}
-            settings |= {"STARPU_SILENT": "1", "STARPU_WORKERS_NOBIND": "1"}
+            # Signals are Python's to handle.
+            settings |= {"STARPU_SILENT": "1", "STARPU_WORKERS_NOBIND": "1", "STARPU_CATCH_SIGNALS": "0"}
             settings |= {"STARPU_LIMIT_MAX_SUBMITTED_TASKS": _MOST, "STARPU_LIMIT_MIN_SUBMITTED_TASKS": _LEAST}
             with _environment(settings):
-                code = _function(library, "starpu_init", ctypes.c_int, ctypes.c_void_p)(None)
+                code = library.start(None)
             if code:
                 raise EngineError(f"StarPU does not start: starpu_init returned {code}")
             try:
-                session = _Threads(library, size)
-                yield session
-                session.close()
+                with ThreadPoolExecutor(1) as caller:
+                    session = _Threads(library, caller, size)
+                    yield session
+                    session.close()
             finally:
-                _function(library, "starpu_shutdown", None)()
+                library.shutdown()

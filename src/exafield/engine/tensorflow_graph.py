@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exafield.engine import EngineError, Session, Work, cells
+from exafield.engine.caller import Caller
 from exafield.engine.child import alone, settle
-from exafield.engine.native import Caller
 
 
 class Graph:

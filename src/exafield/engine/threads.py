@@ -1,80 +1,46 @@
 """Threads (concurrent.futures): counters in memory, and whoever finishes a task goes on with what became ready."""
 
-import os
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, get_ident
 from typing import Any
 
 from exafield.engine import EngineError, Outcome, Session, Share
+from exafield.engine.attempt import failed, mapped, todo
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena
 from exafield.engine.spmd import peak_memory
+from exafield.engine.workers import Workers
 
 _Key = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadEngine:
-    """Threads of this process. Python functions take turns, except where they release Python's lock.
-
-    Args:
-        workers: default: as many as cores this process may use.
-    """
-
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
+@dataclass(frozen=True)
+class ThreadEngine(Workers):
+    """Threads of this process. Python functions take turns, except where they release Python's lock."""
 
     @contextmanager
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
-        count = self.workers or len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(count, thread_name_prefix="exafield") as pool:
-            yield _Threads(pool, count)
+        with ThreadPoolExecutor(self.count, thread_name_prefix="exafield") as pool:
+            yield _Threads(pool, self.count)
 
     def map(
         self, fn: Callable[[Any], Any], items: Iterable[Any], *, retry: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Any]]:
         """See :class:`exafield.engine.MapEngine`."""
-        count = self.workers or len(os.sched_getaffinity(0))
-        todo = ((index, item) for index, item in enumerate(items) if index not in done)
-        with ThreadPoolExecutor(count, thread_name_prefix="exafield") as pool:
-            running: dict[Future[Any], int] = {}
+        with ThreadPoolExecutor(self.count, thread_name_prefix="exafield") as pool:
             try:
-                for index, item in todo:
-                    running[pool.submit(_attempts, fn, item, retry)] = index
-                    if len(running) >= 2 * count:
-                        yield from _finished(running)
-                while running:
-                    yield from _finished(running)
+                yield from mapped(pool.submit, fn, todo(items, done), retry, 2 * self.count, _broken)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _attempts(fn: Callable[[Any], Any], item: Any, retry: int) -> Any:
-    for _ in range(retry):
-        try:
-            return fn(item)
-        except Exception:
-            continue
-    return fn(item)
-
-
-def _finished(running: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        index = running.pop(future)
-        error = future.exception()
-        if error is not None:
-            text = "".join(traceback.format_exception(error)).rstrip()
-            raise EngineError(f"item {index} failed: {type(error).__name__}: {error}\n{text}") from error
-        yield index, future.result()
+def _broken(error: BaseException, what: str) -> EngineError:
+    return failed(what, error)
 
 
 class _Threads:

@@ -126,7 +126,15 @@ def crystals(source: str) -> list[Crystal]:
 
 def simulate(task: tuple[View, Generation]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One view's arrays and attributes; a plain function of its argument, for any engine."""
-    view, g = task
+    view, _ = task
+    try:
+        return _simulated(*task)
+    except Exception as error:
+        error.add_note(f"This was view {view.name!r}.")
+        raise
+
+
+def _simulated(view: View, g: Generation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     torch.set_num_threads(1)
     slices = projected_slices(
         view,

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from exafield.engine.graph import Relation, TaskGraph
+from exafield.engine.graph import Integers, Relation, TaskGraph
+from exafield.taskbench.dependencies import AnyPattern, PatternError
 from exafield.taskbench.intervals import Intervals
-from exafield.taskbench.patterns import PatternError
 
 
 @dataclass(frozen=True, eq=False)
-class GivenGraph:
-    """Any task graph, with the methods of `Pattern`; its dependence sets are the graph's relations.
+class GivenGraph(AnyPattern):
+    """Any task graph as a pattern; its dependence sets are the graph's relations.
 
     Args:
         given: the graph.
@@ -44,12 +44,12 @@ class GivenGraph:
                 raise PatternError(f"dependence set {dset}: point {point} depends on point {producer} twice")
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]
         """Largest number of tasks in a row, by columns."""
         return self.given.width
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> int:  # type: ignore[override]
         """Number of rows."""
         return self.given.steps
 
@@ -58,64 +58,17 @@ class GivenGraph:
         """Number of dependence sets."""
         return len(self.given.relations)
 
-    def offset(self, t: int) -> int:
-        """First point of row t; 0 where there is no such row."""
-        return self.given.columns(t).start
-
-    def width_at(self, t: int) -> int:
-        """Number of tasks in row t; 0 where there is no such row."""
-        return len(self.given.columns(t))
-
-    def dependence_set(self, t: int) -> int:
-        """Which dependence set row t takes from row t - 1 by.
-
-        Raises:
-            PatternError: there is no row t.
-        """
-        if not 0 <= t < self.steps:
-            raise PatternError(f"there is no row {t}: rows are 0..{self.steps - 1}")
-        return int(self.given.chosen[t])
-
-    def dependencies(self, dset: int, point: int) -> list[tuple[int, int]]:
-        """Intervals (first, last) of points a point takes from, in order; whether or not they have a task.
-
-        Raises:
-            PatternError: there is no such set or point.
-        """
-        return self._of_point(dset, point)[0].of_point(point)
-
-    def reverse_dependencies(self, dset: int, point: int) -> list[tuple[int, int]]:
-        """Intervals (first, last) of points that take from a point by a set, ascending.
-
-        Raises:
-            PatternError: there is no such set or point.
-        """
-        return self._of_point(dset, point)[1].of_point(point)
-
-    def inputs(self, t: int, point: int) -> list[int]:
-        """The points of row t - 1 that task (t, point) takes from, in order.
-
-        Raises:
-            PatternError: there is no such task.
-        """
-        if point not in self.given.columns(t):
-            raise PatternError(f"row {t} has no task at point {point}")
-        return self.given.inputs(t, point)
-
     def graph(self) -> TaskGraph:
         """The graph."""
         return self.given
 
+    @property
+    def _rows(self) -> tuple[Integers, Integers, Integers]:
+        return self.given.offsets, self.given.widths, self.given.chosen
+
     @cached_property
     def _sets(self) -> tuple[tuple[Intervals, Intervals], ...]:
         return tuple((_merged(relation), _merged(relation.reverse)) for relation in self.given.relations)
-
-    def _of_point(self, dset: int, point: int) -> tuple[Intervals, Intervals]:
-        if not 0 <= dset < self.sets:
-            raise PatternError(f"there is no dependence set {dset}: sets are 0..{self.sets - 1}")
-        if not 0 <= point < self.width:
-            raise PatternError(f"there is no point {point}: points are 0..{self.width - 1}")
-        return self._sets[dset]
 
 
 def _merged(relation: Relation) -> Intervals:
@@ -195,8 +148,8 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
 
     The first line is `graph STEPS WIDTH`. Then there is one line for every task, `T P: Q Q ...`: task (T, P) takes from
     the tasks (T - 1, Q), in this order. Lines are ordered by T and then by P. The tasks of a row are at consecutive
-    points, every row has at least one, and row 0 takes from none. What follows a `#` is a remark, and empty lines
-    are skipped::
+    points, every row has at least one, at least one row has one at point WIDTH - 1, and row 0 takes from none. What
+    follows a `#` is a remark, and empty lines are skipped::
 
         graph 3 2
         0 0:
@@ -213,6 +166,7 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
     rows: list[dict[int, list[int]]] = []
     number = 0
     last = 0  # point of the task read last
+    header = 0  # line of the sizes
 
     def wrong(what: str) -> PatternError:
         return PatternError(f"{path}, line {number}: {what}")
@@ -221,14 +175,14 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise PatternError(f"{path} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):  # noqa: B007  (`wrong` reads it)
+    for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
         if not steps:
             match text.split():
                 case ["graph", *sizes] if len(sizes) == 2 and all(_is_number(size) and int(size) for size in sizes):
-                    steps, width = map(int, sizes)
+                    steps, width, header = *map(int, sizes), number
                 case _:
                     raise wrong(f"expected `graph STEPS WIDTH` with numbers above 0, found `{text}`")
             continue
@@ -259,6 +213,9 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
     number += 1
     if len(rows) < max(steps, 1):
         raise wrong(f"the file ends after {len(rows)} of {steps} rows" if steps else "the file has no `graph` line")
+    if (most := max(map(max, rows)) + 1) < width:
+        number = header
+        raise wrong(f"WIDTH is {width}, but no task is at a point beyond {most - 1}: it should be {most}")
     # Rows that take in the same way share a relation.
     found: dict[tuple[bytes, bytes], int] = {}
     relations: list[Relation] = []
@@ -274,4 +231,4 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.isdigit() and len(text) < 19  # it fits into 64 bits

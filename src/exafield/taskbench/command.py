@@ -3,15 +3,18 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exafield.engine import engine
+from exafield.engine import engine, mpi_job
 from exafield.engine.catalogue import SYSTEMS, System
+from exafield.engine.signals import terminable
 from exafield.run import RunError
 from exafield.suggestion import unknown
-from exafield.taskbench.flags import GRAPH_HELP, FlagError, Flags, GraphFlags, count, number, parse, separate
+from exafield.taskbench.experiments import EXPERIMENTS, swept
+from exafield.taskbench.flags import GRAPH, GRAPH_HELP, FlagError, count, number, parse, separate
 
 FAILED, USAGE = 1, 2
 
@@ -38,7 +41,7 @@ usage: exafield taskbench run --engine NAME [OPTIONS] [FLAGS]
 
 {_ENGINE_HELP.format(which="what runs the graph [serial]")}\
   --passes N       runs in a row [2]: the last one is reported; --json holds them all
-  --json FILE      results as JSON, with who ran what
+  --json FILE      results as JSON; one more pass, not timed, tells which process and thread ran which task
 
 {GRAPH_HELP}"""
 
@@ -51,8 +54,9 @@ threshold. Efficiency is the rate over the peak of this machine, which is measur
 {_ENGINE_HELP.format(which="what is measured, one or several [serial]")}\
   --cores N        that count in granularity and in the peak [--workers, or all that this process may use]
   --threshold X    efficiency that is asked for [0.5]
-  --budget S       time for each engine, or for each point of an experiment [60]
-  --out FOLDER     results as metg.json and metg.csv, and pictures [metg]
+  --budget S       time for each engine, or for each point of an experiment [60]. Where 1000 steps do not fit into it,
+                   fewer are run, and the result says so; with -steps a budget that is too small is refused
+  --out FOLDER     metg.json, metg.csv, METG at 5 to 95 % as metg_thresholds.csv, and pictures [metg]
   --experiment E   radix: METG against 0 to 9 dependencies (nearest)
                    communication: how 16 to 65536 bytes a dependency are hidden (spread, radix 5, 4 graphs)
                    imbalance: how tasks that are 0 to 2 times as long are evened out (nearest, radix 5, 4 graphs)
@@ -70,7 +74,13 @@ usage: exafield taskbench compare FILE... [OPTIONS]
   --out FOLDER     where compare.png and efficiency.png are written [.]
 """
 
-_ENGINES_HELP = "usage: exafield taskbench engines\n\nLists the engines that can run task graphs.\n"
+_ENGINES_HELP = """\
+usage: exafield taskbench engines
+
+Lists the engines: the version of the system that is installed; whether it runs native kernels (run, metg) and Python
+functions (exafield generate); whether graphs given together run together or in turn; on how many machines it can run;
+the system's licence; what --address takes, where there is that option.
+"""
 
 _CHECK_HELP = f"""\
 usage: exafield taskbench check --engine NAME[,NAME...] [OPTIONS]
@@ -110,7 +120,8 @@ def main(argv: Sequence[str]) -> int:
         print(text, end="")
         return 0
     try:
-        return command(rest)
+        with terminable():
+            return mpi_job.drive(partial(command, rest))
     except FlagError as error:  # a line as Task Bench prints it
         print(error, file=sys.stderr, flush=True)
         return USAGE
@@ -144,7 +155,7 @@ def _run(argv: list[str]) -> int:
     from exafield.taskbench import report
     from exafield.taskbench.run import run
 
-    rest, options = separate(argv, (*_ENGINE_OPTIONS, "--passes", "--json"))
+    rest, options = separate(argv, (*_ENGINE_OPTIONS, "--passes", "--json"), graphs=True)
     flags = parse(rest)
     patterns, kernels = flags.patterns(), flags.kernels()
     passes = count(options, "--passes", 2) or 2
@@ -154,7 +165,8 @@ def _run(argv: list[str]) -> int:
         print(line)
     sys.stdout.flush()
     result = run(
-        made, patterns, kernels, name=name, passes=passes, nodes=flags.nodes, validate=flags.validate
+        made, patterns, kernels, name=name, passes=passes, nodes=flags.nodes, validate=flags.validate,
+        trace="--json" in options,
     )  # fmt: skip
     print("\n".join(report.after(result.totals, result.elapsed)))
     if "--json" in options:
@@ -172,58 +184,13 @@ def _write(path: Path, text: str) -> None:
         raise RunError(f"{path} cannot be written: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """A setting that is varied.
-
-    Args:
-        flag: its flag.
-        field: its name in :class:`GraphFlags`.
-        values: that it takes.
-        graph: where it is varied, unless flags say otherwise.
-        graphs: how many of them run together.
-        name: for axes.
-    """
-
-    flag: str
-    field: str
-    values: tuple[Any, ...]
-    graph: GraphFlags
-    graphs: int
-    name: str
-
-
-_BASE = GraphFlags(steps=1000, type="stencil_1d", kernel="compute_bound")
-_NEAREST = replace(_BASE, type="nearest", radix=5)
-EXPERIMENTS = {
-    "radix": Experiment("-radix", "radix", tuple(range(10)), _NEAREST, 1, "dependencies of a task"),
-    "communication": Experiment("-output", "output", (16, 256, 4096, 65536), replace(_NEAREST, type="spread"), 4,
-                                "bytes of a dependency"),
-    "imbalance": Experiment("-imbalance", "imbalance", (0.0, 0.5, 1.0, 1.5, 2.0),
-                            replace(_NEAREST, kernel="load_imbalance"), 4,
-                            "load imbalance x: tasks are (1 ± x/2) times as long"),
-}  # fmt: skip
-
-
-def _graphs(flags: Flags, experiment: Experiment | None, cores: int) -> list[GraphFlags]:
-    """The graphs that are swept: what was given, else the defaults of METG or of the experiment."""
-    base = _BASE if experiment is None else experiment.graph
-    base = replace(base, width=cores if experiment is None else max(cores, 16))
-    names = {"steps": "-steps", "width": "-width", "type": "-type", "radix": "-radix", "kernel": "-kernel"}
-    made = []
-    for graph, given in zip(flags.graphs, flags.given, strict=True):
-        defaults = {name: getattr(base, name) for name, flag in names.items() if flag not in given}
-        made.append(replace(graph, **defaults))
-    return made if experiment is None or len(made) > 1 else made * experiment.graphs
-
-
 def _metg(argv: list[str]) -> int:
-    from exafield.taskbench import metg
+    from exafield.taskbench import metg, metg_files
     from exafield.taskbench.run import amount, peak
     from exafield.taskbench.run import cores as all_cores
 
     own = (*_ENGINE_OPTIONS, "--cores", "--threshold", "--budget", "--out", "--experiment")
-    rest, options = separate(argv, own)
+    rest, options = separate(argv, own, graphs=True)
     flags = parse(rest)
     threshold, budget = number(options, "--threshold", 0.5), number(options, "--budget", 60.0)
     if not 0 < threshold < 1:
@@ -235,12 +202,14 @@ def _metg(argv: list[str]) -> int:
         experiment = EXPERIMENTS[options["--experiment"]]
         if any(experiment.flag in given for given in flags.given):
             raise FlagError(f'error: Flag "{experiment.flag}" is what this experiment varies: leave it out')
+        if experiment.flag == "-radix" and any(GRAPH in given for given in flags.given):
+            raise FlagError(f'error: Flag "{GRAPH}" does not go with this experiment: the file says the radix')
     there = all_cores()
     workers = count(options, "--workers")
-    cores = count(options, "--cores") or min(workers or there, there)
+    cores = count(options, "--cores") or mpi_job.driving() or min(workers or there, there)
     names = _names(options)
     made = {name: _made(name, options) for name in names}
-    graphs = _graphs(flags, experiment, cores)
+    graphs = swept(flags, experiment, cores)
     cases = [graphs]
     if experiment is not None:
         cases = [[replace(graph, **{experiment.field: value}) for graph in graphs] for value in experiment.values]
@@ -255,31 +224,45 @@ def _metg(argv: list[str]) -> int:
     before = rate()
     out = Path(options.get("--out", "metg"))
     sweeps: list[metg.Sweep] = []
+    # What was given is run as it was given; that steps are 1,000 otherwise is only a convention.
+    reduce = not any("-steps" in given or GRAPH in given for given in flags.given)
+    refused = 0
     for name in names:
         for case in cases:
-            sweeps.append(
-                metg.sweep(
-                    made[name], case, name=name, peak=before, cores=cores, budget=budget, largest=largest, say=_progress
-                )
-            )
-            _write(out / "metg.json", metg.to_json(sweeps) + "\n")  # so that nothing is lost if the next one fails
+            try:
+                found = metg.sweep(
+                    made[name], case, name=name, peak=before, cores=cores, budget=budget, largest=largest,
+                    reduce=reduce, say=_progress,
+                )  # fmt: skip
+            except metg.BudgetError as error:
+                if len(names) == len(cases) == 1:
+                    raise
+                _progress(str(error))
+                refused += 1
+                continue
+            sweeps.append(found)
+            _write(out / "metg.json", metg_files.to_json(sweeps) + "\n")  # nothing is lost if the next one fails
+    if not sweeps:
+        raise RunError(f"nothing could be measured within a budget of {budget:g} s")
     # Others that use the machine can only make it seem slower than it is.
     best = max(before, rate())
     sweeps = [replace(sweep, peak=best) for sweep in sweeps]
     print(f"peak of {cores} cores: {best:.4g} {sweeps[0].unit}")
     for sweep in sweeps:
         what = f" {experiment.flag} {getattr(sweep.graphs[0], experiment.field)}" if experiment else ""
-        found = sweep.metg(threshold)
-        print(f"{sweep.engine}{what}: METG({threshold:.0%}) {found}")
-        if found.best > 1.1:
+        metg_at = sweep.metg(threshold)
+        fewer = f" ({sweep.graphs[0].steps} steps)" if sweep.graphs[0].steps != graphs[0].steps else ""
+        print(f"{sweep.engine}{what}: METG({threshold:.0%}) {metg_at}{fewer}")
+        if metg_at.best > 1.1:
             _progress(
-                f"{sweep.engine}: efficiency up to {found.best:.0%}: was the machine busy when its peak was measured?"
+                f"{sweep.engine}: efficiency up to {metg_at.best:.0%}: was the machine busy when its peak was measured?"
             )
-    _write(out / "metg.json", metg.to_json(sweeps) + "\n")
-    _write(out / "metg.csv", metg.to_csv(sweeps))
+    _write(out / "metg.json", metg_files.to_json(sweeps) + "\n")
+    _write(out / "metg.csv", metg_files.to_csv(sweeps))
+    _write(out / "metg_thresholds.csv", metg_files.thresholds_to_csv(sweeps))
     _draw(out, sweeps, threshold, options.get("--experiment"))
     print(f"results and pictures: {out}{os.sep}")
-    return 0
+    return FAILED if refused else 0
 
 
 def _progress(text: str) -> None:
@@ -293,6 +276,7 @@ def _draw(out: Path, sweeps: Sequence[Any], threshold: float, name: str | None) 
         plots.efficiency(out / "efficiency.png", sweeps, threshold)
         plots.rate(out / "rate.png", sweeps)
         plots.compare(out / "compare.png", sweeps, threshold)
+        plots.thresholds(out / "thresholds.png", sweeps)
         return
     experiment = EXPERIMENTS[name]
     if name != "radix":
@@ -306,13 +290,13 @@ def _draw(out: Path, sweeps: Sequence[Any], threshold: float, name: str | None) 
 
 
 def _compare(argv: list[str]) -> int:
-    from exafield.taskbench import metg, plots
+    from exafield.taskbench import metg_files, plots
 
     files, options = separate(argv, ("--threshold", "--out"))
     threshold = number(options, "--threshold", 0.5)
     if not files:
         raise RunError("exafield taskbench compare FILE...: which files?")
-    sweeps = [sweep for file in files for sweep in metg.load(Path(file))]
+    sweeps = [sweep for file in files for sweep in metg_files.load(Path(file))]
     print("engine          graph                         METG at efficiency")
     for sweep in sweeps:
         graph = sweep.graphs[0]
@@ -329,31 +313,30 @@ def _compare(argv: list[str]) -> int:
 
 def _engines(argv: list[str]) -> int:
     separate(argv, ())
-    rows = [("engine", "version", "licence", "machines", "runs", "what it is")]
+    rows = [("engine", "version", "native", "Python", "graphs", "machines", "licence")]
+    notes = [""]
     for name, system in SYSTEMS.items():
+        native, python = ("yes" if kind else "no" for kind in (system.graphs, system.maps))
+        graphs = "none" if not system.graphs else "together" if system.several else "in turn"
         machines = "several" if system.distributed else "one"
-        rows.append((name, _version(system), system.licence, machines, _runs(system), system.title))
+        rows.append((name, system.version or "none", native, python, graphs, machines, system.licence))
+        address = f"--address: {system.address}" if system.address else ""
+        notes.append("\n".join(f"    {note}" for note in (system.title, _missing(system), address) if note))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
+    for row, note in zip(rows, notes, strict=True):
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        if note:
+            print(note)
     return 0
 
 
-def _version(system: System) -> str:
+def _missing(system: System) -> str:
+    """How to have a system that is not installed."""
     if system.version is not None:
-        return system.version
+        return ""
     if system.extra is not None:
         return f"not installed: pip install 'exafield[{system.extra}]'"
     return f"not installed: {system.install}" if system.install else "not installed"
-
-
-def _runs(system: System) -> str:
-    kinds = []
-    if system.graphs:
-        kinds.append("graphs, together" if system.several else "graphs, one by one")
-    if system.maps:
-        kinds.append("maps")
-    return " and ".join(kinds)
 
 
 def _check(argv: list[str]) -> int:

@@ -1,17 +1,16 @@
 """Conformance: whether an engine runs every task once, with the right inputs, and hands out the right outputs."""
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from exafield.engine import EngineError, GraphEngine, Session, Work
+from exafield.taskbench.dependencies import PatternError
+from exafield.taskbench.journal import journals, read
 from exafield.taskbench.kernels import Kernel
-from exafield.taskbench.patterns import PatternError, pattern
+from exafield.taskbench.patterns import pattern
 
 TYPES = (
     "trivial", "no_comm", "stencil_1d", "stencil_1d_periodic", "dom", "tree", "fft", "all_to_all", "nearest", "spread",
@@ -39,8 +38,8 @@ class Case:
     scratch: int
     steps: int = 6
 
-    def works(self, journals: Sequence[str | None]) -> list[Work]:
-        """The graphs, each with a journal.
+    def works(self) -> list[Work]:
+        """The graphs, and what their tasks do.
 
         Raises:
             PatternError: a combination that is refused.
@@ -51,7 +50,6 @@ class Case:
             made = pattern(kind, width=self.width, steps=self.steps + index, radix=3, graph_index=index)
             kernel = Kernel("compute_bound" if index else "empty", iterations=4 * index, output_bytes=self.output,
                             scratch_bytes=self.scratch, graph_index=index)  # fmt: skip
-            kernel = replace(kernel, journal=journals[index], journal_width=self.width)
             works.append(Work(made.graph(), kernel))
         return works
 
@@ -82,41 +80,23 @@ def _pairs(case: Case) -> set[tuple[int, object, int, object]]:
     return {(i, values[i], j, values[j]) for i, j in itertools.combinations(range(5), 2)}
 
 
-@contextmanager
-def _journals(case: Case) -> Iterator[list[Path]]:
-    with tempfile.TemporaryDirectory(prefix="exafield-") as folder:
-        paths = [Path(folder, f"{index}") for index in range(case.graphs)]
-        for index, path in enumerate(paths):
-            path.write_bytes(bytes(4 * case.width * (case.steps + index)))
-        yield paths
-
-
 def fault(session: Session, case: Case, passes: int = 2) -> str | None:
     """What is wrong with how a session runs a case; None: nothing.
 
     Raises:
         PatternError: the case is refused.
     """
-    with _journals(case) as journals:
-        works = case.works([str(path) for path in journals])
+    with journals(case.works()) as (works, paths):
         try:
             outcome = session.run(works, passes)
         except EngineError as error:
             return str(error)
         if len(outcome.elapsed) != passes or min(outcome.elapsed) <= 0:
             return f"{passes} passes, but times {outcome.elapsed}"
-        for index, (work, journal) in enumerate(zip(works, journals, strict=True)):
+        for index, (work, path) in enumerate(zip(works, paths, strict=True)):
             graph = work.graph
-            counts = np.frombuffer(journal.read_bytes(), dtype=np.int32).reshape(graph.steps, graph.width)
-            expected = np.zeros_like(counts)
-            for t, column in graph.tasks():
-                expected[t, column] = passes
-            if not np.array_equal(counts, expected):
-                t, column = np.argwhere(counts != expected)[0]
-                return (
-                    f"graph {index}: task ({t}, {column}) ran {counts[t, column]} times in {passes} passes, "
-                    f"expected {expected[t, column]}"
-                )
+            if wrong := read(path, graph).fault(graph, passes):
+                return f"graph {index}: {wrong}"
             last = graph.steps - 1
             pairs = outcome.outputs[index][:, : work.body.output_bytes // 16 * 16].copy().view(np.int64)
             pairs = pairs.reshape(len(graph.columns(last)), -1, 2)

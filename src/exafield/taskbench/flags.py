@@ -5,15 +5,20 @@ does not exist is an error: a mistyped one would run another graph than was mean
 """
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from textwrap import fill
 
 from exafield.run import RunError
 from exafield.suggestion import unknown
 from exafield.taskbench import patterns
+from exafield.taskbench.beyond import GivenGraph, from_file
+from exafield.taskbench.dependencies import AnyPattern, PatternError
 from exafield.taskbench.kernels import KINDS, Kernel, KernelError
-from exafield.taskbench.patterns import Pattern, PatternError, pattern
+from exafield.taskbench.patterns import pattern
 
 
 class FlagError(RunError):
@@ -38,6 +43,7 @@ class GraphFlags:
         samples: that the scratch memory is cut into.
         imbalance: 0 to 2, for load_imbalance.
         fields: buffers that an implementation may rotate through; 0: as many as rows. Engines choose for themselves.
+        file: that holds the graph, whose rows and columns `steps` and `width` then are; None: it is of the type.
     """
 
     steps: int = 4
@@ -53,15 +59,18 @@ class GraphFlags:
     samples: int = 16
     imbalance: float = 0.0
     fields: int = 0
+    file: str | None = None
 
-    def pattern(self, index: int = 0) -> Pattern:
+    def pattern(self, index: int = 0) -> AnyPattern:
         """The dependencies, as graph number `index` of a run.
 
         Raises:
             FlagError: there is no such graph; says why.
         """
+        if self.file is not None:
+            return given(self.file, index)
         try:
-            return pattern(
+            return _pattern(
                 self.type, width=self.width, steps=self.steps, radix=self.radix, period=self.period,
                 fraction=self.fraction, graph_index=index,
             )  # fmt: skip
@@ -81,6 +90,30 @@ class GraphFlags:
             )  # fmt: skip
         except KernelError as error:
             raise FlagError(_line(error)) from error
+
+
+# Those of one run, so that a sweep does not make them anew for each size of task; how many is our choice.
+_pattern = lru_cache(maxsize=8)(pattern)
+
+
+def given(path: str, index: int = 0) -> GivenGraph:
+    """The graph in a file; see :func:`exafield.taskbench.beyond.from_file`.
+
+    Raises:
+        FlagError: there is none; says in which line, and why.
+    """
+    try:
+        state = os.stat(path)
+        return _read(path, index, (state.st_mtime_ns, state.st_size, state.st_ino))
+    except OSError as error:
+        raise FlagError(f"error: {GRAPH} {path} cannot be read: {error.strerror}") from error
+    except PatternError as error:
+        raise FlagError(_line(error)) from error
+
+
+@lru_cache(maxsize=8)
+def _read(path: str, index: int, state: tuple[int, ...]) -> GivenGraph:
+    return replace(from_file(path, index), type=Path(path).name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +136,7 @@ class Flags:
     help: bool = False
     given: tuple[frozenset[str], ...] = (frozenset(),)
 
-    def patterns(self) -> list[Pattern]:
+    def patterns(self) -> list[AnyPattern]:
         """Of all graphs; see :meth:`GraphFlags.pattern`."""
         return [graph.pattern(index) for index, graph in enumerate(self.graphs)]
 
@@ -127,8 +160,11 @@ _INTEGERS: Mapping[str, tuple[str, int, str]] = {
 }
 _FLOATS: Mapping[str, tuple[str, float]] = {"-fraction": ("fraction", 1.0), "-imbalance": ("imbalance", 2.0)}
 _NAMES: Mapping[str, str] = {"-type": "type", "-kernel": "kernel"}
+GRAPH = "--graph"  # ours, but of one graph like those of Task Bench
 _SWITCHES = ("-and", "-v", "-vv", "-h", "-skip-graph-validation")
-FLAGS = (*_INTEGERS, *_FLOATS, *_NAMES, *_SWITCHES)
+FLAGS = (*_INTEGERS, *_FLOATS, *_NAMES, GRAPH, *_SWITCHES)
+# What a graph in a file says itself.
+OF_TYPE = ("-steps", "-width", "-type", "-radix", "-period", "-fraction")
 _LARGEST = 2**63 - 1
 
 TYPES = tuple(sorted((*patterns.TYPES, *patterns.BEYOND)))
@@ -156,6 +192,9 @@ Task Bench's flags, for each graph:
   -sample INT      parts that this memory is cut into [16]
   -imbalance X     0..2: tasks do (1 - X/2)..(1 + X/2) times the iterations (load_imbalance kernels) [0]
   -field INT       accepted; engines choose the number of buffers themselves
+  --graph FILE     a graph of any form, in place of -steps, -width, -type and what belongs to the type. A text file: a
+                   line `graph STEPS WIDTH`, then for each task, row by row, a line `T P: Q Q ...`: the task in
+                   row T and column P takes the outputs of columns Q of row T - 1
   -and             the flags before it were one graph, those after it are the next, from the defaults again
 and for the run:
   -nodes INT       estimate what is local and what is not on this many nodes
@@ -189,9 +228,21 @@ class _Reader:
                 self._switch(flag)
             else:
                 self._setting(flag)
-            self.given[-1] |= {flag}
+            if flag != "-and":
+                self.given[-1] |= {flag}
             self.at += 1
+        for number, flags in enumerate(self.given):
+            if GRAPH in flags:
+                self.graphs[number] = self._from_file(self.graphs[number], flags)
         return replace(self.flags, graphs=tuple(self.graphs), given=tuple(self.given))
+
+    def _from_file(self, graph: GraphFlags, flags: Collection[str]) -> GraphFlags:
+        if more := [flag for flag in OF_TYPE if flag in flags]:
+            raise FlagError(
+                f'error: Flag "{more[0]}" does not go with {GRAPH}: the file says it. Leave out one of them'
+            )
+        made = given(str(graph.file))
+        return replace(graph, type=Path(str(graph.file)).name, steps=made.steps, width=made.width)
 
     def _switch(self, flag: str) -> None:
         if flag == "-and":
@@ -215,6 +266,8 @@ class _Reader:
             choices = TYPES if flag == "-type" else KERNELS
             if text not in choices:
                 raise FlagError(f'error: Invalid flag "{flag} {text}"\nerror: {unknown(name, text, choices)}')
+        elif flag == GRAPH:
+            name, value = "file", text
         elif flag in _FLOATS:
             name, value = _real(flag, text)
         else:
@@ -261,13 +314,14 @@ def parse(arguments: Sequence[str]) -> Flags:
 
 
 def separate(
-    arguments: Sequence[str], options: Collection[str], switches: Collection[str] = ()
+    arguments: Sequence[str], options: Collection[str], switches: Collection[str] = (), graphs: bool = False
 ) -> tuple[list[str], dict[str, str]]:
     """Takes our own options out: what remains, and the options' values by name ("--json").
 
     Args:
         options: that have a value, given as `--name value` or `--name=value`.
         switches: that have none.
+        graphs: `--graph` stays among what remains, since its place says which graph it is.
     Raises:
         FlagError: an option is unknown, given twice, or lacks its value.
     """
@@ -280,8 +334,12 @@ def separate(
         if not name.startswith("--"):
             rest.append(arguments[at - 1])
             continue
+        if graphs and name == GRAPH:
+            rest += [name, value] if equals else [name, *arguments[at : at + 1]]
+            at += not equals
+            continue
         if name not in options and name not in switches:
-            raise FlagError(f"error: {unknown('option', name, [*options, *switches])}")
+            raise FlagError(f"error: {unknown('option', name, [*options, *switches, *[GRAPH] * graphs])}")
         if name in found:
             raise FlagError(f'error: Flag "{name}" is given twice')
         if name in switches:

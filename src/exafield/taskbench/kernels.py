@@ -10,8 +10,10 @@ import os
 import tempfile
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from exafield.engine.graph import TaskGraph
 from exafield.requirement import require
 from exafield.suggestion import unknown
+from exafield.taskbench.siphash import uniforms
 
 # The place of a kind in this list is its number in native code.
 KINDS = (
@@ -41,7 +44,7 @@ LANES = 64  # doubles that compute_bound works on
 LANES2 = 32  # doubles that compute_bound2 works on
 BLOCK = 4096  # bytes that io_bound writes and reads in one iteration
 MAGIC = 0x5C4A7C8B  # first word of scratch memory
-SIPHASH_KEY = (np.uint64(0x0807060504030201), np.uint64(0x000F0E0D0C0B0A09))  # bytes 1 to 15, then 0
+JOURNAL_WORDS = 3  # of a task: how often it ran, and in which process and thread it did so last
 SINKS = 64  # places for results, a cache line each
 
 
@@ -65,8 +68,9 @@ class Kernel:
         output_bytes: size of a task's output.
         scratch_bytes: memory that each column keeps from row to row; whole 8-byte words.
         graph_index: number of the graph among those that run together.
-        journal: path of an existing file of int32, [steps, journal_width], in which every task that has run adds 1.
-            It is mapped by every process that runs tasks, so a task that ran twice, or never, shows.
+        journal: path of an existing file of int32, [steps, journal_width, 3], in which every task that has run adds
+            1, and leaves the numbers of its process and of its thread. It is mapped by every process that runs tasks,
+            so a task that ran twice, or never, shows, and so does who ran it; see :mod:`exafield.taskbench.journal`.
         journal_width: columns of the journal.
     Raises:
         KernelError: a value is not allowed.
@@ -112,13 +116,19 @@ class Kernel:
             OSError: there is no journal at that path.
         """
         with _lock:
-            if self not in _loaded:
-                _loaded[self] = LoadedKernel(self)
-            return _loaded[self]
+            loaded = _loaded.get(self)
+            if loaded is None:
+                loaded = _loaded[self] = LoadedKernel(self)
+            if self.journal is None:  # that of a run that is over would keep its file's space
+                _latest.append(loaded)
+            return loaded
 
 
 _lock = threading.Lock()
-_loaded: dict[Kernel, "LoadedKernel"] = {}
+# Who uses a loaded kernel's addresses holds it, and with it its memory. Beside those only the latest ones stay, so that
+# to load one again costs nothing; how many is our choice.
+_loaded: WeakValueDictionary[Kernel, "LoadedKernel"] = WeakValueDictionary()
+_latest: "deque[LoadedKernel]" = deque(maxlen=64)
 
 
 def _allow(flag: str, value: float, allowed: bool, rule: str) -> None:
@@ -164,9 +174,13 @@ class LoadedKernel:
                 {
                     low.JOURNAL: self._journal.ctypes.data,
                     low.JOURNAL_WIDTH: kernel.journal_width,
-                    low.JOURNAL_SIZE: self._journal.size,
+                    low.JOURNAL_SIZE: self._journal.size // JOURNAL_WORDS,
                 }
             )
+            # What has no gettid (C libraries before 2020) tells threads apart by the addresses it gives them.
+            libc = cast(Any, ctypes.CDLL(None))
+            names = {low.PROCESS: "getpid", low.THREAD: "gettid" if hasattr(libc, "gettid") else "pthread_self"}
+            self._set({word: ctypes.cast(libc[name], ctypes.c_void_p).value or 0 for word, name in names.items()})
         if kernel.kind in BLAS:
             from numba.extending import get_cython_function_address
 
@@ -258,50 +272,12 @@ def _single_thread() -> None:
                     getattr(library, name)(1)
 
 
-def siphash(words: Any) -> Any:
-    """SipHash-2-4 (Aumasson and Bernstein, 2012) of a tuple of uint64, or of arrays of them, element by element."""
-    # Compiled too, see native_kernels: hence one plain loop, and constants that are uint64 like the words.
-    count = len(words)
-    v0 = words[0] * np.uint64(0) + (SIPHASH_KEY[0] ^ np.uint64(0x736F6D6570736575))
-    v1 = words[0] * np.uint64(0) + (SIPHASH_KEY[1] ^ np.uint64(0x646F72616E646F6D))
-    v2 = words[0] * np.uint64(0) + (SIPHASH_KEY[0] ^ np.uint64(0x6C7967656E657261))
-    v3 = words[0] * np.uint64(0) + (SIPHASH_KEY[1] ^ np.uint64(0x7465646279746573))
-    length = np.uint64(8 * count) << np.uint64(56)
-    for block in range(count + 2):
-        word = words[block] if block < count else words[0] * np.uint64(0) + length
-        if block == count + 1:
-            v2 = v2 ^ np.uint64(0xFF)
-        else:
-            v3 = v3 ^ word
-        for _ in range(4 if block == count + 1 else 2):
-            v0 = v0 + v1
-            v2 = v2 + v3
-            v1 = ((v1 << np.uint64(13)) | (v1 >> np.uint64(51))) ^ v0
-            v3 = ((v3 << np.uint64(16)) | (v3 >> np.uint64(48))) ^ v2
-            v0 = (v0 << np.uint64(32)) | (v0 >> np.uint64(32))
-            v2 = v2 + v1
-            v0 = v0 + v3
-            v1 = ((v1 << np.uint64(17)) | (v1 >> np.uint64(47))) ^ v2
-            v3 = ((v3 << np.uint64(21)) | (v3 >> np.uint64(43))) ^ v0
-            v2 = (v2 << np.uint64(32)) | (v2 >> np.uint64(32))
-        if block <= count:
-            v0 = v0 ^ word
-    return v0 ^ v1 ^ v2 ^ v3
-
-
-def uniform(*numbers: Any) -> NDArray[np.float64]:
-    """Task Bench's numbers in [0, 1]: the same for the same whole numbers, or arrays of them, on every machine."""
-    words = np.broadcast_arrays(*(np.atleast_1d(np.asarray(number, dtype=np.int64)) for number in numbers))
-    hashed: NDArray[np.uint64] = siphash(tuple(word.astype(np.uint64) for word in words))
-    return hashed.astype(np.float64) * 2.0**-64
-
-
 def iterations(kernel: Kernel, t: Any, column: Any) -> NDArray[np.int64]:
     """How many iterations tasks run, [tasks]."""
     t, column = np.broadcast_arrays(np.atleast_1d(t), np.atleast_1d(column))
     if kernel.kind not in IMBALANCED:
         return np.full(t.shape, kernel.iterations, dtype=np.int64)
-    chance = uniform(kernel.graph_index, 0 * t if kernel.kind == "load_imbalance_persistent" else t, column)
+    chance = uniforms(kernel.graph_index, 0 * t if kernel.kind == "load_imbalance_persistent" else t, column)
     exact = (1 + (chance - 0.5) * kernel.imbalance) * kernel.iterations
     whole = np.floor(exact)
     return whole.astype(np.int64) + (exact - whole >= 0.5)  # halves upwards, as C's round() does

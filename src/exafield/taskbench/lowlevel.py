@@ -48,6 +48,19 @@ def write_real(typing: Any, base: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def write_half(typing: Any, base: Any, index: Any, value: Any) -> Any:
+    """Sets the 32-bit number of that index after an address to the low half of a word."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        half = ir.IntType(32)
+        base, index, value = values
+        builder.store(builder.trunc(value, half), at(builder, half, base, index))
+        return context.get_dummy_value()
+
+    return types.void(int64, int64, int64), build
+
+
+@intrinsic
 def copy_byte(typing: Any, target: Any, source: Any, index: Any) -> Any:
     """Copies byte `index`."""
     return types.void(int64, int64, int64), _copying(ir.IntType(8))

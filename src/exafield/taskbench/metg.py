@@ -6,24 +6,21 @@ falls to one half, between the two sizes of task around it. Unlike there, the pe
 are chosen by what the system needs, each is repeated until its mean is known well enough, and intervals are given.
 """
 
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from exafield.engine import GraphEngine, Session
+from exafield.engine import GraphEngine, Session, TaskGraph, Work
 from exafield.run import RunError
 from exafield.taskbench.flags import GraphFlags
-from exafield.taskbench.run import amount, check_memory, estimate, machine, timed, version, works_of
+from exafield.taskbench.memory import check_memory, estimate
+from exafield.taskbench.run import amount, machine, timed, version, works_of
 
-FORMAT = {"format": "exafield-metg", "version": 1}
 # All our choice. How much longer than a bare task the longest ones are: enough for 95 % efficiency.
 _LONGEST = 64
 # Efficiency below which tasks need not become smaller.
@@ -35,6 +32,20 @@ _NARROW = 0.02
 # Passes at a time after the first visit to a size.
 _BATCH = 4
 RESAMPLES = 1000
+# Efficiencies at which METG is listed and drawn.
+THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
+# Rows of the run from which it is told how long longer ones take, and the fewest that rows are reduced to.
+_PROBE = 10
+# Times that such a short run is made: the shortest counts.
+_PROBES = 3
+# Bare runs that fit into the budget of a sweep worth its name: its longest tasks take 8 times as long as bare ones.
+_ROOM = 64
+# Bare runs that must fit at least: of four sizes, each once for warm-up and once with the clock.
+_FEWEST = 8
+
+
+class BudgetError(RunError):
+    """What was asked for takes longer than it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,35 +147,45 @@ class Sweep:
         return [rate / self.peak for rate in self.rates()]
 
     def metg(self, threshold: float = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Metg:
-        """METG at a threshold, with an interval by the bootstrap (repeats of each size are resampled).
+        """METG at a threshold; see :meth:`metgs`."""
+        return self.metgs([threshold], resamples, seed)[0]
+
+    def metgs(self, thresholds: Sequence[float] = THRESHOLDS, resamples: int = RESAMPLES, seed: int = 0) -> list[Metg]:
+        """METG at thresholds, with intervals by the bootstrap (repeats of each size are resampled).
 
         Args:
-            resamples: 0: no interval. Nor is there one if the sizes that decide were run only once.
+            resamples: 0: no intervals. Nor is there one if the sizes that decide were run only once.
             seed: of the resampling.
         """
-        granularities, efficiencies = self.granularities(), self.efficiencies()
-        seconds = rule(granularities, efficiencies, threshold)
-        best = max(efficiencies, default=0.0)
-        deciding = _deciding(granularities, efficiencies, threshold)
-        if seconds is None or deciding is None:
-            return Metg(threshold, None, False, best)
-        # With nothing below the threshold there is only a bound.
-        bound = min(efficiencies) >= threshold
-        # What was run once tells nothing of its spread.
-        if not resamples or min(len(sample.elapsed) for sample in self.samples[deciding : deciding + 2]) < 2:
-            return Metg(threshold, seconds, bound, best)
+        granularities, efficiencies = np.array([self.granularities()]), np.array([self.efficiencies()])
+        best = float(efficiencies.max(initial=0.0))
+        resampled: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        metgs = []
+        for threshold in thresholds:
+            if best < threshold:
+                metgs.append(Metg(threshold, None, False, best))
+                continue
+            seconds = float(_rule(granularities, efficiencies, threshold)[0])
+            # With nothing below the threshold there is only a bound.
+            bound = bool(efficiencies.min() >= threshold)
+            deciding = int(_deciding(granularities, efficiencies, threshold)[0])
+            interval = None
+            # What was run once tells nothing of its spread.
+            if resamples and min(len(sample.elapsed) for sample in self.samples[deciding : deciding + 2]) > 1:
+                resampled = resampled or self._resampled(resamples, seed)
+                # One of the values, never a mean of two: some may be infinite.
+                low, high = np.quantile(_rule(*resampled, threshold), [0.025, 0.975], method="inverted_cdf")
+                interval = float(low), float(high)
+            metgs.append(Metg(threshold, seconds, bound, best, interval))
+        return metgs
+
+    def _resampled(self, resamples: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Granularities and efficiencies, [resamples, sizes]."""
         generator = np.random.default_rng(seed)
         means = np.stack([_means(sample, resamples, generator) for sample in self.samples], axis=1)
         tasks = np.array([sample.tasks for sample in self.samples])
         amounts = np.array([float(sample.amount) for sample in self.samples])
-        found = [
-            rule(g.tolist(), e.tolist(), threshold)
-            for g, e in zip(means * self.cores / tasks, amounts / means / self.peak, strict=True)
-        ]
-        values = [math.inf if value is None else value for value in found]
-        # One of the values, never a mean of two: some may be infinite.
-        low, high = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
-        return Metg(threshold, seconds, bound, best, (float(low), float(high)))
+        return means * self.cores / tasks, amounts / means / self.peak
 
 
 def _means(sample: Sample, resamples: int, generator: np.random.Generator) -> Any:
@@ -178,19 +199,29 @@ def rule(granularities: Sequence[float], efficiencies: Sequence[float], threshol
     Of the sizes that are efficient enough the one with the smallest granularity counts. If the next shorter tasks have
     a smaller one still, granularity is interpolated linearly in efficiency between the two.
     """
-    i = _deciding(granularities, efficiencies, threshold)
-    if i is None:
+    if not len(granularities):
         return None
-    if i + 1 == len(granularities) or granularities[i + 1] >= granularities[i]:
-        return granularities[i]
-    share = (efficiencies[i] - threshold) / (efficiencies[i] - efficiencies[i + 1])
-    return granularities[i] + share * (granularities[i + 1] - granularities[i])
+    found = float(_rule(np.array([granularities]), np.array([efficiencies]), threshold)[0])
+    return found if math.isfinite(found) else None
 
 
-def _deciding(granularities: Sequence[float], efficiencies: Sequence[float], threshold: float) -> int | None:
-    """Of the sizes that are efficient enough the one with the smallest granularity."""
-    enough = [i for i, efficiency in enumerate(efficiencies) if efficiency >= threshold]
-    return min(enough, key=lambda i: granularities[i]) if enough else None
+def _deciding(g: NDArray[np.float64], e: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
+    """Of the sizes that are efficient enough the one with the smallest granularity, of each curve."""
+    found: NDArray[np.intp] = np.where(e >= threshold, g, math.inf).argmin(axis=1)
+    return found
+
+
+def _rule(g: NDArray[np.float64], e: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """:func:`rule` for granularities and efficiencies of many curves, [curves, sizes]; infinite if never reached."""
+    curve = np.arange(len(g))
+    i = _deciding(g, e, threshold)
+    following = np.minimum(i + 1, g.shape[1] - 1)
+    own, other = g[curve, i], g[curve, following]
+    # If the next shorter tasks have a smaller granularity they are not efficient enough, or they would decide.
+    between = other < own
+    fall = np.where(between, e[curve, i] - e[curve, following], 1.0)
+    found = own + np.where(between, (e[curve, i] - threshold) / fall, 0.0) * (other - own)
+    return np.where((e >= threshold).any(axis=1), found, math.inf)
 
 
 def duration(seconds: float) -> str:
@@ -210,42 +241,60 @@ def sweep(
     cores: int,
     budget: float = 60.0,
     largest: int | None = None,
+    reduce: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Sweep:
     """Runs tasks from long to short on an engine.
 
-    First each size once, then those again whose mean is known worst, until all are known well enough or the time is up.
+    First a few rows tell how long a run takes. Then each size is run once, after that those again whose mean is known
+    worst, until all are known well enough or the time is up.
 
     Args:
         graphs: that are run together; their iterations are chosen here.
         name: of the engine.
         peak: see :func:`exafield.taskbench.run.peak`, on `cores` cores.
-        budget: time for this [s]; the first visits may take longer.
+        budget: time for this, the start of the system not included [s]. A run that has begun is completed, so it can
+            take somewhat longer.
         largest: iterations of the longest tasks. None: so many that they take 64 times as long as bare tasks.
+        reduce: run fewer steps if the budget is too small for so many.
         say: is told how it goes.
+        clock: that budgets go by [s].
     Raises:
+        BudgetError: the steps do not fit into the budget, and are not to be reduced.
         RunError: it does not fit into memory, or the kernel does nothing.
         EngineError: the system failed.
     """
-    end = time.monotonic() + budget
     unit = amount(_sized(graphs, 1 << 20))[1]
     with engine.open() as session:
-        iterations = largest or _longest(session, graphs, name, peak, budget)
+        end = clock() + budget
+        bare = _bare(session, graphs, name, budget / 8)
+        if reduce:
+            graphs, bare = _reduced(graphs, bare, name, budget, say)
+        elif _FEWEST * bare > budget:
+            raise BudgetError(
+                f"{name}: a run of {graphs[0].steps} steps takes about {duration(bare)} without any work in its tasks, "
+                f"too long for a budget of {budget:g} s: give --budget {math.ceil(_ROOM * bare)}, or fewer -steps"
+            )
+        iterations = largest or _longest(graphs, bare, peak, budget)
         graphs = _sized(graphs, iterations)
         samples: list[Sample] = []
         costs: list[float] = []
         while iterations >= 1:
-            began = time.monotonic()
+            began = clock()
             sample = _measure(session, _sized(graphs, iterations), name, 1)
             samples.append(sample)
+            took = clock() - began
             # Beside the passes themselves, a run has to be prepared.
-            costs.append(time.monotonic() - began + (_BATCH - 1) * sample.mean)
+            costs.append(took + (_BATCH - 1) * sample.mean)
             efficiency = sample.amount / sample.mean / peak
             say(f"{name}: {iterations} iterations, {duration(sample.mean * cores / sample.tasks)}, {efficiency:.1%}")
-            if efficiency < _LEAST or time.monotonic() > end:
+            # The next one takes no less than this, and half of what is above bare tasks.
+            following = took - max(0.0, sample.mean - bare)
+            if efficiency < _LEAST or clock() + following > end:
                 break
             iterations //= 2
-        _repeat(session, graphs, name, samples, costs, end)
+        _repeat(session, graphs, name, samples, costs, end, clock)
         workers = session.workers
     return Sweep(
         name, version(name), workers, cores, unit, peak, tuple(graphs), machine(), tuple(samples)
@@ -256,17 +305,59 @@ def _sized(graphs: Sequence[GraphFlags], iterations: int) -> list[GraphFlags]:
     return [replace(graph, iterations=iterations) for graph in graphs]
 
 
-def _measure(session: Session, graphs: Sequence[GraphFlags], name: str, repeats: int) -> Sample:
+def _works(graphs: Sequence[GraphFlags]) -> list[Work]:
     patterns = [graph.pattern(index) for index, graph in enumerate(graphs)]
-    kernels = [graph.body(index) for index, graph in enumerate(graphs)]
-    works = works_of(patterns, kernels)
+    return works_of(patterns, [graph.body(index) for index, graph in enumerate(graphs)])
+
+
+def _measure(session: Session, graphs: Sequence[GraphFlags], name: str, repeats: int) -> Sample:
+    works = _works(graphs)
     check_memory(estimate(works, name))
     elapsed = timed(session, works, repeats)
     return Sample(graphs[0].iterations, sum(len(work.graph) for work in works), amount(graphs)[0], elapsed)
 
 
-def _longest(session: Session, graphs: Sequence[GraphFlags], name: str, peak: float, budget: float) -> int:
-    bare = _measure(session, _sized(graphs, 1), name, 1).mean
+def _bare(session: Session, graphs: Sequence[GraphFlags], name: str, most: float) -> float:
+    """About how long a run takes whose tasks do nothing [s].
+
+    Args:
+        most: that may be spent on finding out, if a few rows do not take longer already [s].
+    """
+    works = _works(_sized(graphs, 1))
+    check_memory(estimate(works, name))
+    rows = _PROBE
+    while True:
+        short = [Work(_first(work.graph, rows), work.body) for work in works]
+        # Whoever else uses the machine can only make it longer.
+        elapsed = min(timed(session, short, _PROBES))
+        # Whether rows or tasks cost, whichever there are relatively more of.
+        more = max(work.graph.steps for work in works) / max(work.graph.steps for work in short)
+        more = max(more, sum(len(work.graph) for work in works) / sum(len(work.graph) for work in short))
+        if more <= 1 or 4 * (_PROBES + 1) * elapsed > most:
+            return elapsed * more
+        rows *= 4
+
+
+def _first(graph: TaskGraph, steps: int) -> TaskGraph:
+    """The first rows of a graph."""
+    return TaskGraph(graph.width, graph.offsets[:steps], graph.widths[:steps], graph.chosen[:steps], graph.relations)
+
+
+def _reduced(
+    graphs: Sequence[GraphFlags], bare: float, name: str, budget: float, say: Callable[[str], None]
+) -> tuple[Sequence[GraphFlags], float]:
+    """Graphs of as many of their steps as the budget suffices for, and how long their bare tasks take [s]."""
+    share = budget / (_ROOM * bare)
+    if share >= 1:
+        return graphs, bare
+    fewer = [replace(graph, steps=min(graph.steps, max(_PROBE, int(graph.steps * share)))) for graph in graphs]
+    if fewer != list(graphs):
+        say(f"{name}: {fewer[0].steps} steps in place of {graphs[0].steps}, which would take more than {budget:g} s")
+    return fewer, bare * fewer[0].steps / graphs[0].steps
+
+
+def _longest(graphs: Sequence[GraphFlags], bare: float, peak: float, budget: float) -> int:
+    """Iterations of the longest tasks."""
     # The longest run takes as much as all shorter ones together, and each is run twice: half the budget remains.
     longer = min(float(_LONGEST), budget / 8 / bare)
     each = amount(_sized(graphs, 1 << 20))[0] / (1 << 20)
@@ -280,6 +371,7 @@ def _repeat(
     samples: list[Sample],
     costs: Sequence[float],
     end: float,
+    clock: Callable[[], float],
 ) -> None:
     """Adds repeats to samples while there is time, where they are needed most.
 
@@ -288,7 +380,7 @@ def _repeat(
         end: of the time there is.
     """
     while True:
-        left = end - time.monotonic()
+        left = end - clock()
         wanted = [
             (len(sample.elapsed) >= _REPEATS, -sample.uncertainty, index)
             for index, sample in enumerate(samples)
@@ -301,72 +393,3 @@ def _repeat(
         sample = samples[index]
         more = _measure(session, _sized(graphs, sample.iterations), name, _BATCH)
         samples[index] = replace(sample, elapsed=sample.elapsed + more.elapsed)
-
-
-# ---- files ----
-
-
-def to_json(sweeps: Sequence[Sweep]) -> str:
-    """Sweeps as text that :func:`from_json` reads."""
-    return json.dumps({**FORMAT, "sweeps": [asdict(sweep) for sweep in sweeps]}, indent=1)
-
-
-def from_json(text: str, source: str = "the text") -> list[Sweep]:
-    """Sweeps that :func:`to_json` wrote.
-
-    Args:
-        source: what errors call it.
-    Raises:
-        RunError: it is damaged, of another kind or of a newer version.
-    """
-    try:
-        read = json.loads(text)
-        if read["format"] != FORMAT["format"]:
-            raise ValueError("it does not hold METG results")
-        if int(read["version"]) > 1:
-            raise RunError(f"{source} has format {read['version']}, this exafield reads up to 1: update exafield")
-        return [_sweep(entry) for entry in read["sweeps"]]
-    except RunError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{source} cannot be read as METG results: {type(error).__name__}: {error}") from error
-
-
-def _sweep(entry: dict[str, Any]) -> Sweep:
-    graphs = tuple(GraphFlags(**graph) for graph in entry["graphs"])
-    samples = tuple(Sample(**{**sample, "elapsed": tuple(sample["elapsed"])}) for sample in entry["samples"])
-    return Sweep(**{**entry, "graphs": graphs, "samples": samples})
-
-
-def load(path: Path) -> list[Sweep]:
-    """Sweeps from a file.
-
-    Raises:
-        RunError: it cannot be read.
-    """
-    try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}") from error
-
-
-COLUMNS = (
-    "engine", "graphs", "type", "steps", "width", "radix", "kernel", "output_bytes", "imbalance", "cores", "iterations",
-    "repeats", "mean_elapsed_s", "relative_uncertainty", "granularity_s", "rate", "unit", "efficiency",
-)  # fmt: skip
-
-
-def to_csv(sweeps: Sequence[Sweep]) -> str:
-    """One line for each size of each sweep."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for s in sweeps:
-        graph = s.graphs[0]
-        fixed = (s.engine, len(s.graphs), graph.type, graph.steps, graph.width, graph.radix, graph.kernel,
-                 graph.output, graph.imbalance, s.cores)  # fmt: skip
-        for sample, g, rate, e in zip(s.samples, s.granularities(), s.rates(), s.efficiencies(), strict=True):
-            repeats = len(sample.elapsed)
-            row = (sample.iterations, repeats, sample.mean, sample.uncertainty, g, rate, s.unit, e)
-            writer.writerow([*fixed, *row])
-    return text.getvalue()

@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import int64
 
 from exafield.engine.lowlevel import WORD, intrinsic, invoke, native, read
-from exafield.taskbench import kernels
-from exafield.taskbench.kernels import BLOCK, KINDS, LANES, MAGIC, SINKS
+from exafield.taskbench import siphash as hashing
+from exafield.taskbench.kernels import BLOCK, JOURNAL_WORDS, KINDS, LANES, MAGIC, SINKS
 from exafield.taskbench.lowlevel import (
     claim,
     copy_byte,
@@ -24,6 +24,7 @@ from exafield.taskbench.lowlevel import (
     real,
     squares,
     write,
+    write_half,
     write_real,
 )
 
@@ -31,7 +32,8 @@ from exafield.taskbench.lowlevel import (
 KIND, ITERATIONS, SAMPLES, IMBALANCE, PAIRS, SCRATCH, GRAPH, RECORD, SINK, START = range(10)
 JOURNAL, JOURNAL_WIDTH, JOURNAL_SIZE, COUNT, UNIT, LETTER, ALPHA, BETA, GEMM, AXPY = range(10, 20)
 MALLOC, FREE, MKSTEMP, UNLINK, WRITE, PREAD, CLOSE, ERRNO, TEMPLATE, TEMPLATE_SIZE = range(20, 30)
-PARAMETERS = 30
+PROCESS, THREAD = range(30, 32)
+PARAMETERS = 32
 
 # The record of a failure: 0 (none), 1 (being written) or 2; reason, timestep, column, input, then two pairs.
 RECORD_WORDS = 9
@@ -43,7 +45,7 @@ OPERATIONS = ("allocate memory", "create a file", "write a block", "read a block
     LOAD_IMBALANCE, LOAD_IMBALANCE_PERSISTENT,
 ) = range(len(KINDS))  # fmt: skip
 
-siphash = native(kernels.siphash)
+siphash = native(hashing.siphash)
 
 
 @native
@@ -224,6 +226,20 @@ def work(parameters, kind, t, column, scratch):  # type: ignore[no-untyped-def]
     return 0
 
 
+@native
+def note(parameters, journal, t, column):  # type: ignore[no-untyped-def]
+    """Tells the journal that a task has run, and where."""
+    width = read(parameters, JOURNAL_WIDTH)
+    index = t * width + column
+    if column >= width or index >= read(parameters, JOURNAL_SIZE):
+        return fail(parameters, NO_PLACE, t, column, 0, 0, 0, 0, 0)
+    index *= JOURNAL_WORDS
+    increase(journal, index)
+    write_half(journal, index + 1, invoke(read(parameters, PROCESS), ()))
+    write_half(journal, index + 2, invoke(read(parameters, THREAD), ()))
+    return 0
+
+
 def _body(parameters, t, column, output, base, stride, where, producers, n, scratch):  # type: ignore[no-untyped-def]
     """One task; see LoadedBody."""
     pairs = read(parameters, PAIRS)
@@ -250,10 +266,7 @@ def _body(parameters, t, column, output, base, stride, where, producers, n, scra
             return failed
     journal = read(parameters, JOURNAL)
     if journal:
-        width, index = read(parameters, JOURNAL_WIDTH), t * read(parameters, JOURNAL_WIDTH) + column
-        if column >= width or index >= read(parameters, JOURNAL_SIZE):
-            return fail(parameters, NO_PLACE, t, column, 0, 0, 0, 0, 0)
-        increase(journal, index)
+        return note(parameters, journal, t, column)
     return 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exafield.taskbench import published
-from exafield.taskbench.metg import Metg, Sweep, duration
+from exafield.taskbench.metg import THRESHOLDS, Metg, Sweep, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ def by_imbalance(sweep: Sweep) -> str:
 
 def efficiency(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5, label: Label | None = None) -> None:
     """Draws efficiency against granularity. METG is where a curve crosses the line at the threshold."""
+    sweeps = sweeps if label else _ranked(sweeps, threshold)
     with _Picture(path, "efficiency against task granularity", sweeps) as axis:
         axis.axhline(threshold * 100, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         for style, sweep in _styled(sweeps):
@@ -42,14 +43,15 @@ def efficiency(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5, labe
                 label=label(sweep) if label else _row(sweep, sweeps),
                 **style,
             )
-        axis.set_xscale("log")
+        _durations(axis, "x", anything=bool(sweeps))
         axis.set_ylim(0, max(105, 105 * max((max(s.efficiencies()) for s in sweeps), default=1)))
-        axis.set_xlabel("task granularity: wall time × cores / tasks [µs]")
+        axis.set_xlabel("task granularity: wall time × cores / tasks")
         axis.set_ylabel("efficiency: rate / peak rate of this machine [%]")
 
 
 def rate(path: Path, sweeps: Sequence[Sweep], label: Label | None = None) -> None:
     """Draws the rate against the problem size, with the peak."""
+    sweeps = sweeps if label else _ranked(sweeps)
     with _Picture(path, "rate against problem size", sweeps) as axis:
         for style, sweep in _styled(sweeps):
             axis.plot(
@@ -93,28 +95,62 @@ def against(
             axis.annotate(system, (xs[-1], lowest), xytext=(4, 0), textcoords="offset points", va="center",
                           fontsize=6, color=_GREY)  # fmt: skip
         names = list(dict.fromkeys(sweep.engine for sweep in sweeps))
+        reached = False
         for engine in names:
             style = _style(names.index(engine))
             own = sorted((value(s), s.metg(threshold)) for s in sweeps if s.engine == engine)
-            there = [(x, metg) for x, metg in own if metg.seconds is not None]
-            missing = [f"{x:g}" for x, metg in own if metg.seconds is None]
-            note = f" (not reached at {', '.join(missing)})" if missing else ""
-            axis.plot([x for x, _ in there], [_micro(m) for _, m in there], label=engine + note, **style)
-            for x, metg in there:
+            heights = [float("nan") if metg.seconds is None else _micro(metg) for _, metg in own]
+            axis.plot([x for x, _ in own], heights, label=engine, **style)
+            for x, metg in own:
                 _interval(axis, metg, x, style["color"], vertical=True)
-        axis.set_yscale("log")
-        values = [value(sweep) for sweep in sweeps]
-        low, high = min(values, default=0.0), max(values, default=1.0)
-        if low > 0 and high / low >= 64:
+            missing = [x for x, metg in own if metg.seconds is None]
+            reached |= len(missing) < len(own)
+            # At the top, one below the other.
+            axis.plot(missing, [0.97 - 0.03 * names.index(engine)] * len(missing), "x", color=style["color"],
+                      markersize=5, transform=axis.get_xaxis_transform())  # fmt: skip
+        if any(sweep.metg(threshold, resamples=0).seconds is None for sweep in sweeps):
+            axis.plot([], [], "x", color=_GREY, markersize=5, label="never reached")
+        _durations(axis, "y", anything=reached or bool(background))
+        values = sorted({value(sweep) for sweep in sweeps})
+        if values and values[0] > 0 and values[-1] / values[0] >= 64:
             axis.set_xscale("log", base=2)
-        elif background and high > low:  # room for their names
-            axis.set_xlim(low - 0.04 * (high - low), high + 0.3 * (high - low))
+            axis.set_xlim(values[0] / 2, values[-1] * 2)
+            axis.set_xticks([], minor=True)
+        elif len(values) > 1:  # beside published curves with room for their names
+            length = values[-1] - values[0]
+            axis.set_xlim(values[0] - 0.04 * length, values[-1] + (0.3 if background else 0.04) * length)
+        axis.set_xticks(values, [f"{x:g}" for x in values])
         axis.set_xlabel(name)
-        axis.set_ylabel(f"METG({threshold:.0%}) [µs]")
+        axis.set_ylabel(f"METG({threshold:.0%})")
         if background:
             axis.set_title(
                 f"grey: published, {published.MACHINE}, one node", fontsize=6.5, color=_GREY, loc="right", y=-0.17
             )
+
+
+def thresholds(path: Path, sweeps: Sequence[Sweep]) -> None:
+    """Draws METG against the efficiency that is asked for, 5 to 95 %, with 95 % intervals as bands."""
+    sweeps = _ranked(sweeps)[::-1]  # the highest line first
+    with _Picture(path, "METG against the efficiency that is asked for", sweeps) as axis:
+        for style, sweep in _styled(sweeps):
+            there = [metg for metg in sweep.metgs(THRESHOLDS) if metg.seconds is not None]
+            x = [metg.threshold * 100 for metg in there]
+            # Below the least efficiency there was, METG is a bound: the same again, which is no measurement.
+            bounds = sum(metg.bound for metg in there)
+            first = max(0, bounds - 1)
+            name = _row(sweep, sweeps) + ("" if there else " (never reaches 5%)")
+            axis.plot(x[first:], [_micro(metg) for metg in there[first:]], label=name, **style)
+            known = [(metg, metg.interval) for metg in there[first:] if metg.interval is not None]
+            known = [(metg, ends) for metg, ends in known if ends[1] != float("inf")]
+            axis.fill_between(
+                [metg.threshold * 100 for metg, _ in known], [ends[0] * 1e6 for _, ends in known],
+                [ends[1] * 1e6 for _, ends in known], color=style["color"], alpha=0.15, linewidth=0,
+            )  # fmt: skip
+        _durations(axis, "y", anything=any(max(s.efficiencies()) >= THRESHOLDS[0] for s in sweeps))
+        axis.set_xticks(range(0, 101, 10))
+        axis.set_xlim(0, 100)
+        axis.set_xlabel("efficiency that is asked for [%]")
+        axis.set_ylabel("METG")
 
 
 def compare(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5) -> None:
@@ -134,6 +170,8 @@ def compare(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5) -> None
     shown = sorted(range(len(rows)), key=lambda i: _order(rows[i][1]))
     figure = _figure((7.6, 1.5 + 0.2 * len(rows)))
     axis = figure.add_subplot()
+    found = [value * 1e6 for value in map(_order, (row[1] for row in rows)) if value != float("inf")]
+    middle = (min(found) * max(found)) ** 0.5 if found else 1.0
     for y, index in enumerate(shown):
         metg = rows[index][1]
         if isinstance(metg, float):
@@ -148,24 +186,30 @@ def compare(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5) -> None
             continue
         axis.plot([_micro(metg)], [y], marker="<" if metg.bound else "s", color=colour, markersize=6, linestyle="none")
         _interval(axis, metg, y, colour, vertical=False)
-        axis.annotate(str(metg), (_micro(metg), y), xytext=(9, 0), textcoords="offset points", va="center",
-                      fontsize=7.5, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-                      zorder=5)  # fmt: skip
+        left = _micro(metg) > middle  # where there is room for the text
+        axis.annotate(str(metg), (_micro(metg), y), xytext=(-9 if left else 9, 0), textcoords="offset points",
+                      ha="right" if left else "left", va="center", fontsize=7.5, color=colour,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6}, zorder=5)  # fmt: skip
     axis.set_yticks(range(len(rows)), [rows[index][0] for index in shown], fontsize=7.5)
     for tick, index in zip(axis.get_yticklabels(), shown, strict=True):
         tick.set_color("#000000" if index < ours else _GREY)
         tick.set_fontweight("bold" if index < ours else "normal")
-    axis.set_xscale("log")
+    _durations(axis, "x", anything=bool(found))
     axis.set_xmargin(0.18)
     axis.set_ylim(-0.8, len(rows) - 0.2)
     axis.grid(axis="x", color="#e3e5e7", linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.set_xlabel(f"METG({threshold:.0%}) [µs]")
+    axis.set_xlabel(f"METG({threshold:.0%})")
     axis.set_title(f"METG of engines\n{_graphs(sweeps)}", fontsize=9, loc="left")
     note = f"grey: published, {published.MACHINE}, one node" if len(rows) > ours else ""
-    axis.annotate(f"{_where(sweeps)}\n{note}".strip(), (1, 0), xycoords="figure fraction", xytext=(-4, 3),
-                  textcoords="offset points", ha="right", va="bottom", fontsize=6.5, color=_GREY)  # fmt: skip
+    figure.supxlabel(f"{_where(sweeps)}\n{note}".strip(), fontsize=6.5, color=_GREY, x=0.99, ha="right",
+                     multialignment="right")  # fmt: skip
     figure.savefig(path)
+
+
+def _ranked(sweeps: Sequence[Sweep], threshold: float = 0.5) -> list[Sweep]:
+    """In the order of their curves, so that a long legend can be read beside them."""
+    return sorted(sweeps, key=lambda sweep: _order(sweep.metg(threshold, resamples=0)))
 
 
 def _order(metg: Metg | float) -> float:
@@ -206,9 +250,10 @@ class _Picture:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
             return
-        if self._axis.get_legend_handles_labels()[1]:
+        if names := self._axis.get_legend_handles_labels()[1]:
+            self._figure.set_figheight(max(5.0, 0.8 + 0.17 * len(names)))
             self._figure.legend(loc="outside right center", fontsize=8, frameon=False, handlelength=3.2)
-        self._figure.supxlabel(_where(self._sweeps), fontsize=6.5, color=_GREY, x=0.99, ha="right")
+        self._figure.supxlabel(_where(self._sweeps), fontsize=6.5, color=_GREY, x=0.01, ha="left")
         self._figure.savefig(self._path)
 
 
@@ -244,6 +289,29 @@ def _styled(sweeps: Sequence[Sweep]) -> list[tuple[dict[str, Any], Sweep]]:
             style |= {"linestyle": _LINES[again % len(_LINES)], "markerfacecolor": "white"}
         styled.append((style, sweep))
     return styled
+
+
+def _durations(axes: "Axes", which: str, *, anything: bool = True) -> None:
+    """Makes an axis that is in microseconds logarithmic, with durations at its ticks.
+
+    Args:
+        which: "x" or "y".
+        anything: whether there is anything on it, without which it cannot be logarithmic.
+    """
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if not anything:
+        axis.set_ticks([])
+        return
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+
+    def minor(x: float, _: object) -> str:
+        low, high = axis.get_view_interval()
+        digits = "25" if high > 4 * low else "23456789"
+        return duration(x * 1e-6) if high < 20 * low and f"{x:.0e}"[0] in digits else ""
+
+    axis.set_major_formatter(lambda x, _: duration(x * 1e-6))
+    axis.set_minor_formatter(minor)
+    axis.set_tick_params(which="both", labelsize=8)
 
 
 def _micro(metg: Metg) -> float:

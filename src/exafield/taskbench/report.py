@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from exafield.engine.graph import TaskGraph
+from exafield.taskbench.dependencies import AnyPattern
 from exafield.taskbench.kernels import Kernel, total_bytes, total_flops
-from exafield.taskbench.patterns import Pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Totals:
     nodes: int
 
 
-def totals(patterns: Sequence[Pattern], kernels: Sequence[Kernel], nodes: int = 0) -> Totals:
+def totals(patterns: Sequence[AnyPattern], kernels: Sequence[Kernel], nodes: int = 0) -> Totals:
     """Counts a run.
 
     Args:
@@ -84,7 +84,7 @@ def local_dependencies(graph: TaskGraph, nodes: int) -> int:
     return total
 
 
-def before(patterns: Sequence[Pattern], kernels: Sequence[Kernel], verbose: int = 0) -> Iterator[str]:
+def before(patterns: Sequence[AnyPattern], kernels: Sequence[Kernel], verbose: int = 0) -> Iterator[str]:
     """The lines before a run.
 
     Args:
@@ -111,7 +111,7 @@ def before(patterns: Sequence[Pattern], kernels: Sequence[Kernel], verbose: int 
             yield from _rows(pattern, verbose)
 
 
-def _rows(pattern: Pattern, verbose: int) -> Iterator[str]:
+def _rows(pattern: AnyPattern, verbose: int) -> Iterator[str]:
     graph = pattern.graph()
     for t in range(graph.steps):
         row, last = graph.columns(t), graph.columns(t - 1)
@@ -129,7 +129,7 @@ def _rows(pattern: Pattern, verbose: int) -> Iterator[str]:
                 yield f"          Point {p}:{_numbers(_consumers(pattern, t, p))}"
 
 
-def _consumers(pattern: Pattern, t: int, p: int) -> list[int]:
+def _consumers(pattern: AnyPattern, t: int, p: int) -> list[int]:
     """Who in row t takes the output of (t - 1, p), in the order in which Task Bench lists them."""
     first = pattern.offset(t)
     end = first + pattern.width_at(t)

@@ -4,10 +4,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
 from threading import Barrier
 from typing import Any
 
@@ -15,12 +14,15 @@ import numpy as np
 
 from exafield.engine import EngineError, GraphEngine, Outcome, Session, Work
 from exafield.engine.catalogue import SYSTEMS
-from exafield.engine.native import Arena, footprint
+from exafield.engine.native import Arena
+from exafield.environment import detect
 from exafield.provenance import processor
 from exafield.run import RunError
+from exafield.taskbench import journal
+from exafield.taskbench.dependencies import AnyPattern
 from exafield.taskbench.flags import GraphFlags
 from exafield.taskbench.kernels import IMBALANCED, Kernel, total_bytes, total_flops
-from exafield.taskbench.patterns import Pattern
+from exafield.taskbench.memory import check_memory, estimate, readable
 from exafield.taskbench.report import Totals, totals
 
 FORMAT = {"format": "exafield-taskbench", "version": 1}
@@ -35,7 +37,8 @@ class Result:
         workers: of the engine.
         totals: what was run.
         outcome: times, outputs, and who ran what.
-        estimate: memory for outputs and scratch, as estimated before the run [bytes].
+        estimate: memory for outputs, scratch and bookkeeping, as estimated before the run [bytes].
+        evidence: who ran what, from one more pass in which tasks note it themselves; or why there is none.
     """
 
     engine: str | None
@@ -43,13 +46,14 @@ class Result:
     totals: Totals
     outcome: Outcome
     estimate: int
+    evidence: journal.Evidence | str = "it was not asked for"
 
     @property
     def elapsed(self) -> float:
         """Of the last pass [s]: the one that Task Bench's report is about."""
         return self.outcome.elapsed[-1]
 
-    def to_json(self, patterns: Sequence[Pattern], kernels: Sequence[Kernel]) -> str:
+    def to_json(self, patterns: Sequence[AnyPattern], kernels: Sequence[Kernel]) -> str:
         """All of it as JSON, with what was run on which machine."""
         shares = [asdict(share) for share in self.outcome.shares]
         graphs = [settings(pattern, kernel) for pattern, kernel in zip(patterns, kernels, strict=True)]
@@ -66,13 +70,27 @@ class Result:
                 "flops_per_second": self.totals.flops / self.elapsed,
                 "bytes_per_second": self.totals.bytes / self.elapsed,
                 "shares": shares,
-                "memory": {"estimate": self.estimate, "peak": max((s["memory"] for s in shares), default=0)},
+                **self._who(),
             },
             indent=1,
         )
 
+    def _who(self) -> dict[str, Any]:
+        """Who ran what, and in how much memory; without evidence what the engine says of itself."""
+        shares = self.outcome.shares
+        memory: dict[str, Any] = {"estimate": self.estimate, "peak": max((s.memory for s in shares), default=0)}
+        if isinstance(self.evidence, str):
+            workers = [{"name": s.worker, "tasks": s.tasks, "memory": s.memory} for s in shares]
+            return {"evidence": None, "no_evidence": self.evidence, "workers": workers, "tasks": None,
+                    "memory": memory}  # fmt: skip
+        known = [worker.memory for worker in self.evidence.workers if worker.memory is not None]
+        memory["peak"] = max(known, default=memory["peak"])
+        workers = [asdict(worker) for worker in self.evidence.workers]
+        return {"evidence": "journal", "no_evidence": None, "workers": workers, "tasks": self.evidence.tasks,
+                "memory": memory}  # fmt: skip
 
-def settings(pattern: Pattern, kernel: Kernel) -> dict[str, Any]:
+
+def settings(pattern: AnyPattern, kernel: Kernel) -> dict[str, Any]:
     """One graph of a run in plain values, named as Task Bench's flags are."""
     return {
         "type": pattern.type, "steps": pattern.steps, "width": pattern.width, "radix": pattern.radix,
@@ -104,96 +122,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Memory that this process can still have [bytes]; None if the system does not tell.
-
-    The least of what the machine has free and what the control groups of this process leave (version 2 and 1).
-
-    Args:
-        root: of the file system, for tests.
-    """
-    told = (line.split() for line in _lines(root / "proc/meminfo"))
-    found = [int(words[1]) * 1024 for words in told if words[0] == "MemAvailable:"]
-    base = root / "sys/fs/cgroup"
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            found += _left(base, path, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            found += _left(base / "memory", path, *names)
-    return min(found, default=None)
-
-
-def _left(base: Path, path: str, limit: str, usage: str, cache: str) -> list[int]:
-    """What the groups from `path` upwards leave: a limit holds for all groups below it."""
-    found = []
-    own = PurePosixPath(path.lstrip("/"))
-    # In a container the path may be that of the host: then only the root of what is mounted is there.
-    for group in (own, *own.parents):
-        most, used = _lines(base / group / limit), _lines(base / group / usage)
-        if not most or not used or not most[0].isdigit():
-            continue
-        # Files that are kept in memory only because it is free do not count.
-        spare = [int(line.split()[1]) for line in _lines(base / group / "memory.stat") if line.startswith(f"{cache} ")]
-        found.append(max(0, int(most[0]) - int(used[0]) + sum(spare)))
-    return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def estimate(works: Sequence[Work], engine: str | None = None) -> int:
-    """Memory that a run takes at least, for outputs and scratch [bytes].
-
-    Args:
-        engine: its name: some keep the outputs of all rows.
-    """
-    rows = None if engine in SYSTEMS and SYSTEMS[engine].all_rows else 2
-    return sum(footprint(work, rows) for work in works)
-
-
-def check_memory(needed: int) -> None:
-    """Refuses what does not fit into memory.
-
-    Raises:
-        RunError: with the estimate, and what there is.
-    """
-    there = available_memory()
-    if there is not None and needed > there:
-        raise RunError(
-            f"this run needs about {readable(needed)} of memory, of which {readable(there)} are available: reduce "
-            "-width, -output or -scratch"
-        )
-
-
-def readable(size: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
-
-
-def works_of(patterns: Sequence[Pattern], kernels: Sequence[Kernel]) -> list[Work]:
+def works_of(patterns: Sequence[AnyPattern], kernels: Sequence[Kernel]) -> list[Work]:
     """The graphs with what their tasks do."""
     return [Work(pattern.graph(), kernel) for pattern, kernel in zip(patterns, kernels, strict=True)]
 
 
 def run(
     engine: GraphEngine,
-    patterns: Sequence[Pattern],
+    patterns: Sequence[AnyPattern],
     kernels: Sequence[Kernel],
     *,
     name: str | None = None,
     passes: int = 2,
     nodes: int = 0,
     validate: bool = True,
+    trace: bool = False,
 ) -> Result:
     """Runs graphs together on an engine.
 
@@ -203,6 +146,7 @@ def run(
         passes: runs in a row; the last one counts, the first also starts what the system starts late.
         nodes: for the estimate of what is transferred; 0: none.
         validate: check that the engine says it ran every task, and that the outputs of the last rows are right.
+        trace: run once more, without a clock, and have tasks note who runs them.
     Raises:
         RunError: it does not fit into memory.
         EngineError: a task failed, or the system did.
@@ -213,10 +157,29 @@ def run(
     check_memory(needed)
     with engine.open() as session:
         outcome = session.run(works, passes)
+        if validate:
+            check_outcome(works, outcome)
         workers = session.workers
-    if validate:
-        check_outcome(works, outcome)
-    return Result(name, workers, totals(patterns, kernels, nodes), outcome, needed)
+        evidence: journal.Evidence | str = "it was not asked for"
+        if trace:
+            evidence = _untraceable(engine, works) or journal.evidence(session, works)
+    return Result(name, workers, totals(patterns, kernels, nodes), outcome, needed, evidence)
+
+
+def _untraceable(engine: GraphEngine, works: Sequence[Work]) -> str | None:
+    """Why tasks cannot note who runs them; None: they can."""
+    if address := getattr(engine, "address", None):
+        return f"the workers at {address} may be on other machines, which do not have the journal of this one"
+    try:
+        place = detect(os.environ)
+        several = place.size > 1 and place.local_size != place.size
+    except ValueError:  # a launcher that does not tell all, which for one machine it does
+        several = True
+    if several:
+        return "the ranks are on several machines, which do not have the journal of this one"
+    if journal.size(works) > journal.LARGEST:
+        return f"a journal of so many tasks takes {readable(journal.size(works))}"
+    return None
 
 
 def check_outcome(works: Sequence[Work], outcome: Outcome) -> None:
@@ -260,7 +223,13 @@ def amount(graphs: Sequence[GraphFlags]) -> tuple[int, str]:
     return sum(kernel.iterations * len(graph) for kernel, graph in pairs), "iterations/s"
 
 
-def peak(graphs: Sequence[GraphFlags], cores: int, seconds: float = 0.1, trials: int = 8) -> float:
+def peak(
+    graphs: Sequence[GraphFlags],
+    cores: int,
+    seconds: float = 0.1,
+    trials: int = 8,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The rate of the first graph's kernel on all cores at once, without dependencies and without any system.
 
     One thread a core runs native code. The best of some trials counts, since disturbances only slow down.
@@ -269,32 +238,33 @@ def peak(graphs: Sequence[GraphFlags], cores: int, seconds: float = 0.1, trials:
         cores: number of threads.
         seconds: that a trial takes at least.
         trials: number of them.
+        clock: by which they are timed [s].
     """
     first = graphs[0]
     kind = "compute_bound" if first.kernel in IMBALANCED else first.kernel
     # The memory that a core works on is as large as in the run, or it could be faster memory.
     quiet = replace(first, type="trivial", period=None, steps=1, width=max(1, first.width // cores), kernel=kind,
-                    output=16, imbalance=0.0, iterations=1 << 10)  # fmt: skip
+                    output=16, imbalance=0.0, iterations=1 << 10, file=None)  # fmt: skip
     with ThreadPoolExecutor(cores) as pool:
         while True:
             arenas = [Arena(works_of([quiet.pattern()], [quiet.body()])[0]) for _ in range(cores)]
-            times = [_together(pool, arenas, quiet.width) for _ in range(2)]
+            times = [_together(pool, arenas, quiet.width, clock) for _ in range(2)]
             if min(times) >= seconds / 2 or quiet.iterations >= 1 << 40:
                 break
             quiet = replace(quiet, iterations=quiet.iterations * 2)
-        took = min(times + [_together(pool, arenas, quiet.width) for _ in range(trials)])
+        took = min(times + [_together(pool, arenas, quiet.width, clock) for _ in range(trials)])
     return amount([quiet])[0] * cores / took
 
 
-def _together(pool: Executor, arenas: Sequence[Arena], width: int) -> float:
+def _together(pool: Executor, arenas: Sequence[Arena], width: int, clock: Callable[[], float]) -> float:
     """Time until all are done that begin together [s]."""
     barrier = Barrier(len(arenas))
 
     def task(arena: Arena) -> tuple[float, float]:
         barrier.wait()
-        began = time.perf_counter()
+        began = clock()
         arena.run(0, 0, width)
-        return began, time.perf_counter()
+        return began, clock()
 
     times = list(pool.map(task, arenas))
     return max(end for _, end in times) - min(began for began, _ in times)

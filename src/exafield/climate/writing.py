@@ -1,0 +1,337 @@
+"""Masks over years, and tables of events, as CF NetCDF or Zarr: whole or not at all, and gone on with after a stop."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from exafield import provenance
+from exafield.climate.checks import labels_of
+from exafield.climate.fields import CLASSES
+from exafield.climate.layouts import time_text
+from exafield.climate.snapshot import Axes, SnapshotError, Time
+from exafield.climate.targets import add_axes, encode_times, open_target
+from exafield.requirement import require
+from exafield.store import StoreError, atomic_write, sync_folder
+
+CONVENTIONS = "CF-1.10"
+_MADE_WITH = "exafield_made_with"
+
+
+def origin(
+    session: Mapping[str, Any] | None = None, source: Mapping[str, str] | None = None, **more: str
+) -> dict[str, str]:
+    """Global attributes that tell where a file comes from.
+
+    Args:
+        session: what :func:`exafield.provenance.session` told; default: this process.
+        source: attributes of the data that were read; their history is continued.
+        more: further attributes, such as title.
+    """
+    told = dict(session) if session else provenance.session("exafield", 1, 1, torch.device("cpu"))
+    line = f"{told['started']}: {told['command']} (exafield {told['exafield']})"
+    before = dict(source or {})
+    kept = {f"source_{name}": before[name] for name in ("title", "institution", "source") if before.get(name)}
+    history = "\n".join(filter(None, (line, before.get("history"))))
+    return {"Conventions": CONVENTIONS, **kept, "history": history, "provenance": json.dumps(told), **more}
+
+
+class MaskWriter:
+    """Takes masks in any order, from any number of processes, and puts them into one file at the end.
+
+    Until then each mask is a small file in a hidden folder beside it, written whole or not at all; so a run that was
+    cut off is gone on with by making the same writer again, and the file itself is there only when complete. Memory
+    holds one mask at a time.
+
+    Args:
+        path: ends in .nc or .zarr.
+        axes: of the source; the masks are stored in its order.
+        times: of all snapshots.
+        made_with: what the masks depend on, in plain values; a run with another is not gone on with.
+        attributes: of the file, see :func:`origin`.
+    Raises:
+        StoreError: something of that name is there that was made otherwise, or nothing can be written.
+        ValueError: the suffix is unknown, or calendars differ.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        axes: Axes,
+        times: Sequence[Time],
+        made_with: Mapping[str, Any],
+        attributes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self._axes, self._times = Path(path), axes, list(times)
+        if self.path.suffix not in (".nc", ".nc4", ".zarr"):
+            raise ValueError(f"{self.path.name}: choose a name that ends in .nc or .zarr")
+        encode_times(self._times)
+        self._attributes = dict(attributes if attributes is not None else origin())
+        digest = hashlib.sha256("\n".join(map(time_text, self._times)).encode()).hexdigest()
+        wanted = {**made_with, "grid": str(axes), "snapshots": len(self._times), "times": digest}
+        self._made_with = json.dumps(wanted, sort_keys=True)
+        self._parts = self.path.with_name(f".{self.path.name}.parts")
+        if self.finished:
+            self._same(self._told(), self.path)
+            return
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror}; choose another folder") from error
+        told = self._parts / "made_with.json"
+        if told.exists():
+            self._same(told.read_text(encoding="utf-8"), self._parts)
+        else:
+            atomic_write(told, self._made_with.encode())
+
+    def _same(self, have: str, where: Path) -> None:
+        if have == self._made_with:
+            return
+        mine: dict[str, Any] = json.loads(self._made_with)
+        try:
+            theirs: dict[str, Any] = dict(json.loads(have))
+        except (ValueError, TypeError):
+            theirs = {}
+        differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+        raise StoreError(
+            f"{where} was made otherwise ({', '.join(differing)}): choose another name, or remove it to begin anew"
+        )
+
+    def _told(self) -> str:
+        try:
+            if self.path.suffix == ".zarr":
+                return str(require("zarr", extra="climate").open_group(str(self.path), mode="r").attrs[_MADE_WITH])
+            with require("h5py", extra="climate").File(self.path, "r") as file:
+                return str(file.attrs[_MADE_WITH])
+        except (OSError, KeyError) as error:
+            raise StoreError(f"{self.path} is there and not written by exafield: choose another name") from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
+    def missing(self) -> list[int]:
+        """Which masks are still to be written; none once the file is there."""
+        if self.finished:
+            return []
+        there = {int(p.stem) for p in self._parts.iterdir() if p.suffix in (".mask", ".skipped") and p.stem.isdecimal()}
+        return [index for index in range(len(self._times)) if index not in there]
+
+    def write(self, index: int, labels: NDArray[Any]) -> None:
+        """Adds or replaces the mask of a snapshot.
+
+        Args:
+            index: of its time.
+            labels: [latitude, longitude], in the order of the grid.
+        Raises:
+            SnapshotError: a label is none of the classes.
+            ValueError: the shape or the index is wrong.
+            StoreError: it cannot be written.
+        """
+        self._check(index)
+        if labels.shape != self._axes.grid.shape:
+            raise ValueError(f"mask {index} has shape {labels.shape}, the grid has {self._axes.grid.shape}")
+        stored = self._axes.restore(labels_of(labels, self._axes))
+        atomic_write(self._part(index), zlib.compress(stored.tobytes(), 1))
+
+    def skip(self, index: int, reason: str) -> None:
+        """Says that there is no mask of a snapshot; the file will tell so and leave out its time."""
+        self._check(index)
+        atomic_write(self._parts / f"{index:09d}.skipped", provenance.without_home(reason).encode())
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < len(self._times):
+            raise ValueError(f"mask {index}: there are {len(self._times)} snapshots")
+        if self.finished:
+            raise StoreError(f"{self.path} is complete: remove it to write it anew")
+
+    def _part(self, index: int) -> Path:
+        return self._parts / f"{index:09d}.mask"
+
+    def finish(self) -> Path:
+        """Puts the masks together; the hidden folder goes. Does nothing if that is done already.
+
+        Raises:
+            StoreError: masks are missing or damaged, or the file cannot be written.
+        """
+        if self.finished:
+            shutil.rmtree(self._parts, ignore_errors=True)  # a run may have been cut off just before this
+            return self.path
+        if missing := self.missing():
+            raise StoreError(
+                f"{self.path}: {len(missing)} of {len(self._times)} masks are missing, the first is that of "
+                f"{time_text(self._times[missing[0]])}: run again to make them"
+            )
+        kept = [index for index in range(len(self._times)) if self._part(index).exists()]
+        temporary = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            _remove(temporary)
+            self._assemble(temporary, kept)
+            _publish(temporary, self.path)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self.path}: {error}; free some space and run again, nothing is lost"
+            ) from error
+        finally:
+            _remove(temporary)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return self.path
+
+    def _assemble(self, path: Path, kept: Sequence[int]) -> None:
+        axes = self._axes
+        shape = axes.latitude.size, axes.longitude.size
+        seconds, told = encode_times([self._times[index] for index in kept])
+        flags = {
+            "long_name": "extreme weather",
+            "flag_values": np.arange(len(CLASSES), dtype=np.uint8),
+            "flag_meanings": " ".join(name.replace(" ", "_") for name in CLASSES),
+        }
+        skipped = sorted(self._parts.glob("*.skipped"))
+        reasons = [path.read_text(encoding="utf-8") for path in skipped if not path.with_suffix(".mask").exists()]
+        listed = {"skipped_snapshots": len(reasons)} | ({"first_skipped": reasons[0]} if reasons else {})
+        with contextlib.closing(open_target(path, self.path.suffix)) as target:
+            target.create("time", ("time",), seconds, {**told, "axis": "T"})
+            add_axes(target, axes)
+            dimensions = ("time", *axes.names)
+            masks = target.create("LABELS", dimensions, ((len(kept), *shape), np.uint8), flags, chunks=(1, *shape))
+            for place, index in enumerate(kept):
+                masks[place] = self._stored(index, shape)
+            target.describe({**self._attributes, **listed, _MADE_WITH: self._made_with})
+
+    def _stored(self, index: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        try:
+            return np.frombuffer(zlib.decompress(self._part(index).read_bytes()), dtype=np.uint8).reshape(shape)
+        except (zlib.error, ValueError) as error:
+            self._part(index).unlink()
+            raise StoreError(
+                f"the mask of {time_text(self._times[index])} was damaged and is removed: run again to make it"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One quantity of a table.
+
+    Args:
+        values: [row]; numbers, times (numpy's or cftime's), or texts, of which few different ones.
+        meaning: in words.
+        unit: None for texts and times.
+        standard_name: of CF, if there is one.
+    """
+
+    values: ArrayLike
+    meaning: str
+    unit: str | None = None
+    standard_name: str | None = None
+
+
+def write_table(
+    path: str | Path,
+    columns: Mapping[str, Column],
+    attributes: Mapping[str, str] | None = None,
+    dimension: str = "event",
+) -> Path:
+    """Writes a table, whole or not at all, over one that is there; .nc, .zarr or .csv.
+
+    Texts become flags in NetCDF and Zarr: numbers, with their meanings as attributes.
+
+    Raises:
+        StoreError: it cannot be written.
+        ValueError: columns differ in length, or the suffix is unknown.
+    """
+    path = Path(path)
+    arrays = {name: np.asarray(column.values) for name, column in columns.items()}
+    if len({array.shape for array in arrays.values()}) > 1 or any(array.ndim != 1 for array in arrays.values()):
+        raise ValueError(f"columns differ in shape: { {name: array.shape for name, array in arrays.items()} }")
+    if path.suffix == ".csv":
+        atomic_write(path, _as_csv(columns, arrays).encode())
+        return path
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        _remove(temporary)
+        with contextlib.closing(open_target(temporary, path.suffix)) as target:
+            for name, column in columns.items():
+                values, told = _encoded(arrays[name])
+                named = {"units": column.unit, "standard_name": column.standard_name, "long_name": column.meaning}
+                target.create(name, (dimension,), values, {k: v for k, v in named.items() if v} | told)
+            target.describe(attributes if attributes is not None else origin())
+        _publish(temporary, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
+    finally:
+        _remove(temporary)
+    return path
+
+
+def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, Any]]:
+    """What is stored of a column, and the attributes that say how."""
+    if values.dtype.kind == "M" or (values.dtype.kind == "O" and all(hasattr(x, "calendar") for x in values)):
+        return encode_times(list(values))
+    if values.dtype.kind in "OUS":
+        texts = sorted({str(x) for x in values})
+        codes = np.array([texts.index(str(x)) for x in values], dtype=np.int32)
+        meanings = " ".join("_".join(text.split()) or "none" for text in texts)
+        return codes, {"flag_values": np.arange(len(texts), dtype=np.int32), "flag_meanings": meanings}
+    return (values.astype(np.int8) if values.dtype.kind == "b" else values), {}
+
+
+def _as_csv(columns: Mapping[str, Column], arrays: Mapping[str, NDArray[Any]]) -> str:
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow([f"{name} [{column.unit}]" if column.unit else name for name, column in columns.items()])
+    for row in zip(*arrays.values(), strict=True):
+        out.writerow([time_text(x) if isinstance(x, np.datetime64) or hasattr(x, "calendar") else x for x in row])
+    return text.getvalue()
+
+
+def read_table(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Columns of what :func:`write_table` wrote as NetCDF or Zarr; flags are texts again, with _ for blanks.
+
+    Raises:
+        SnapshotError: it is missing or damaged.
+    """
+    path = Path(path)
+    xarray = require("xarray", extra="climate")
+    zarr = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {"engine": "h5netcdf"}
+    result: dict[str, NDArray[Any]] = {}
+    try:
+        with xarray.open_dataset(path, decode_timedelta=False, **zarr) as data:
+            for name, variable in data.variables.items():
+                values = np.asarray(variable.values)
+                if "flag_meanings" in variable.attrs:
+                    meanings = np.array(variable.attrs["flag_meanings"].split(" "))
+                    values = meanings[values] if values.size else values.astype(str)
+                result[str(name)] = values.astype("datetime64[s]") if values.dtype.kind == "M" else values
+    except (OSError, ValueError, KeyError) as error:
+        raise SnapshotError(f"{path}: the table cannot be read ({error}): write it again") from error
+    return result
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives a complete file its name, after it has reached the disk."""
+    if temporary.is_file():
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    else:
+        os.sync()  # a folder of thousands of files
+        if path.exists():
+            shutil.rmtree(path)  # a folder cannot be replaced at one stroke
+    os.replace(temporary, path)
+    sync_folder(path.parent)

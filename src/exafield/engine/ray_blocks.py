@@ -1,0 +1,106 @@
+"""Ray actors that own blocks of columns: what runs in their processes, and who sends to whom."""
+
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exafield.engine.graph import Work
+from exafield.engine.mpi import Part
+from exafield.engine.plan import Plan
+from exafield.engine.spmd import bind, peak_memory
+
+
+class Block:
+    """An actor: runs its columns row by row. Messages are the outputs that others take, as bytes."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        bind(rank)
+        self.rank, self.size, self.t = rank, size, 0
+        self.parts: list[Part] = []
+
+    def prepare(self, works: bytes, sources: list[int]) -> int:
+        """Makes ready what is not timed; the memory that it takes.
+
+        Args:
+            works: pickled.
+            sources: ranks whose messages this one is given, in this order.
+        """
+        self.parts = [Part(work, self.rank, self.size) for work in pickle.loads(works)]
+        steps = range(max(part.steps for part in self.parts))
+        # Where outputs lie, by row: what is sent after it, and where what each source sends goes before it.
+        own = [_Places(part, part.plan) for part in self.parts]
+        self.leaving = [[view for each in own for view in each(t + 1)] for t in steps]
+        others = [[_Places(part, Plan(part.plan.graph, rank, self.size)) for part in self.parts] for rank in sources]
+        self.coming = [[[view for each in source for view in each(t)] for source in others] for t in steps]
+        for part in self.parts:
+            part.arena.run(0, 0, 0)  # no columns: loads the machine code
+        return peak_memory()
+
+    def first(self, t: int) -> bytes:
+        """Begins at row t."""
+        self.t = t
+        return self._run()
+
+    def next(self, *messages: bytes) -> bytes:
+        """Takes the outputs of the row before, and runs a row."""
+        self.take(*messages)
+        return self._run()
+
+    def take(self, *messages: bytes) -> int:
+        """Takes the outputs of the row before. A message more than there are sources is its own, and known."""
+        t = self.t
+        if t < len(self.coming):
+            for message, places in zip(messages, self.coming[t], strict=False):
+                begin = 0
+                for place in places:
+                    end = begin + len(place)
+                    place[:] = message[begin:end]
+                    begin = end
+        return t
+
+    def _run(self) -> bytes:
+        t = self.t
+        self.t = t + 1
+        if t >= len(self.leaving):
+            return b""
+        for part in self.parts:
+            if t < part.steps:
+                part.arena.run(t, part.columns.start, part.columns.stop)
+        return b"".join(self.leaving[t])
+
+    def outputs(self) -> list[dict[int, NDArray[np.uint8]]]:
+        """See :class:`exafield.engine.spmd.Program`."""
+        return [part.outputs() for part in self.parts]
+
+
+class _Places:
+    """Where a rank, whose plan it is, has the outputs of which others take some for a row.
+
+    All that it sends to any other, so that there is one message for all of them.
+    """
+
+    def __init__(self, part: Part, plan: Plan) -> None:
+        self._part, self._plan = part, plan
+        self._known: dict[tuple[int, int], list[memoryview]] = {}  # rows of one kind share them
+
+    def __call__(self, t: int) -> list[memoryview]:
+        if not 0 < t < self._part.steps:
+            return []
+        exchange, arena = self._plan.exchange(t), self._part.arena
+        key = (id(exchange), (t - 1) % arena.slots)
+        if key not in self._known:
+            self._known[key] = [arena.output(t - 1, column).data for column in np.unique(exchange.sent).tolist()]
+        return self._known[key]
+
+
+def links(works: Sequence[Work], size: int) -> list[list[int]]:
+    """From whom each rank ever takes outputs."""
+    found: list[set[int]] = [set() for _ in range(size)]
+    for rank in range(size):
+        for work in works:
+            plan = Plan(work.graph, rank, size)
+            for exchange in {id(e): e for e in map(plan.exchange, range(1, work.graph.steps))}.values():
+                found[rank].update(exchange.source.tolist())
+    return [sorted(sources) for sources in found]
