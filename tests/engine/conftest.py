@@ -17,10 +17,10 @@ _MARK = "EXAFIELD_TEST_RUN"
 # Until an engine that starts slowly, on a busy machine, has run its first task; and what it may take to end [s].
 _WORKS, END = 180.0, 60.0
 # Row 0 of the first graph writes to a folder, which shows that tasks run; the second lasts far longer than any test.
-_FLAGS = (
-    "-steps 1 -width 2 -type trivial -kernel io_bound -iter 1 "
-    "-and -steps 500 -width 2 -type stencil_1d -kernel compute_bound -iter 100000000"
-).split()
+_FLAGS = [
+    *("-steps", "1", "-width", "2", "-type", "trivial", "-kernel", "io_bound", "-iter", "1", "-and"),
+    *("-steps", "500", "-width", "2", "-type", "stencil_1d", "-kernel", "compute_bound", "-iter", "100000000"),
+]
 
 
 def _stat(pid: int) -> list[str]:

@@ -17,7 +17,6 @@ from typing import IO, Any
 
 from exafield.engine import EngineError, Outcome, Session, mpi_job, mpi_session
 from exafield.engine.graph import Work
-from exafield.requirement import require
 
 # What ranks may take to end by themselves when told to [s], our choice.
 _END = 10.0
@@ -143,7 +142,6 @@ def main() -> int:
                         return 0
                     said = here.run(*order)
 
-    require("mpi4py", extra="mpi")
     return mpi_job.together(drive)
 
 

@@ -30,8 +30,8 @@ class Rule:
         percentile: of the snapshot, of the quantity before that.
         longest: least length [km]; that of the diagonal of the bounding box where published.
         widest: largest area / length [km] where published.
-        corrected_widest: the same in the corrected variant, our choice: one fixed threshold outlines a strong river
-            wider than a weak one, and 1000 km loses the strongest.
+        corrected_widest: the same in the corrected variant; our choice, made on one snapshot of MERRA-2 (2017-02-28).
+            What finds its two strongest rivers is the length along them; at 1000 km, label 1 alone loses the third.
         elongation: least length / width in the corrected variant, of Guan and Waliser (doi:10.1002/2015JD024257), as
             are the next two.
         poleward: least transport towards the pole, on average over the region [kg m-1 s-1].
@@ -142,7 +142,7 @@ def corrected(values: Mapping[str, ArrayLike], grid: Grid, rule: Rule) -> Mask:
     """Rivers with length along the river, over the seam, and true areas.
 
     Where TMQ, U850 and V850 are given, a river must flow too: moist air at rest, which the limits on shape alone would
-    let pass, is none.
+    let pass, is none. No published rule asks for that.
     """
     numbers, count = components.label(exceed(values, grid, rule, by_area=True), grid)
     if not count:
