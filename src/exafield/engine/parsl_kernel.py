@@ -108,6 +108,12 @@ class Kernel:
             raise EngineError(
                 f"parsl: the interchange of {executor.label} died ({executor.interchange_proc.returncode})"
             )
+        for executor in self._flow.executors.values():
+            # Tasks that wait for a manager would do so for ever. Elsewhere a batch system may start another.
+            jobs = list(getattr(executor, "blocks_to_job_id", {}).values())
+            local = jobs and getattr(executor.provider, "label", "") == "local"
+            if local and all(status.terminal for status in executor.provider.status(jobs)):
+                raise EngineError(f"parsl: the manager of {executor.label} died")
 
     def end(self) -> None:
         """Ends all that Parsl has started."""

@@ -23,6 +23,8 @@ from exafield.engine.ray_system import LOOK, System, system
 _ROWS = 16
 # Calls of the compiled graph that are under way at the same time, our choice: the next waits where the work is.
 _AHEAD = 3
+# Share of the time that the call before took for which the driver sleeps, our choice.
+_ASLEEP = 0.8
 # How long a call of the graph may take [s], our choice; that Ray lives is looked after otherwise.
 _LONGEST = 10**6
 
@@ -81,12 +83,18 @@ class _Blocks:
 
     def _once(self, graph: Any, steps: int, rows: int) -> float:
         get = self._up.ray.get
-        began = time.perf_counter()
-        open_calls: list[Any] = []
+        began = last = time.perf_counter()
+        pause, open_calls = 0.0, list[Any]()
         for t in range(0, steps, rows):
             open_calls.append(graph.execute(t))
-            if len(open_calls) >= _AHEAD:
-                get(open_calls.pop(0), timeout=_LONGEST)
+            if len(open_calls) < _AHEAD:
+                continue
+            # Whoever waits for a channel polls it: the driver sleeps instead while its turn cannot have come yet, or
+            # it would take turns with the actors on their cores.
+            time.sleep(pause)
+            get(open_calls.pop(0), timeout=_LONGEST)
+            now = time.perf_counter()
+            pause, last = _ASLEEP * (now - last), now
         for call in open_calls:
             get(call, timeout=_LONGEST)
         return time.perf_counter() - began
