@@ -20,7 +20,9 @@ def failed(what: str, future: Any) -> EngineError:
     """Why a future has no result."""
     if future.status == "cancelled":
         return EngineError(f"dask: the scheduler was lost while {what} was under way")
-    error = future.exception()
+    error = future.exception() if future.status == "error" else None
+    if error is None:
+        return EngineError(f"dask: {what} was {future.status}: the worker that had it died")
     if type(error).__name__ == "KilledWorker":
         return EngineError(f"dask: a worker died while {what} was under way: {error}")
     text = "".join(traceback.format_exception(type(error), error, future.traceback())).rstrip()

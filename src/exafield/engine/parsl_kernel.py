@@ -79,9 +79,13 @@ class Kernel:
         while not wait(futures, _LOOK, FIRST_COMPLETED).done:
             self._alive()
 
-    def wait_all(self, futures: Collection["Future[Any]"]) -> None:
+    def wait_all(
+        self, futures: Collection["Future[Any]"], failed: Callable[[], BaseException | None] = lambda: None
+    ) -> None:
         """Until all are done.
 
+        Args:
+            failed: the error of what they depend on.
         Raises:
             EngineError: one failed, or a process of Parsl died.
         """
@@ -91,6 +95,8 @@ class Kernel:
             for future in finished:
                 if error := future.exception():
                     raise cause(error)
+            if (error := failed()) is not None:
+                raise cause(error)
             if waiting:
                 self._alive()
 

@@ -66,14 +66,14 @@ class ParslSession:
                         future = app(arenas[b.number], b.t, b.first, b.last, *before)
                     else:
                         future = app(blob, b.number, b.t, b.first, b.last, b.read, *before)
-                        future.add_done_callback(notes)
+                    future.add_done_callback(notes)
                     made.append(future)
                     if b.final:
                         final[b] = future
                 if row:
                     newest[row[0].number, row[0].t] = made
                     newest.pop((row[0].number, row[0].t - 1), None)
-            self._kernel.wait_all(final.values())
+            self._kernel.wait_all(final.values(), notes.error)
             elapsed.append(time.perf_counter() - began)
         tasks = sum(len(work.graph) for work in works)
         if self._threads:
@@ -91,10 +91,18 @@ class _Notes:
 
     def __init__(self) -> None:
         self._seen: list[tuple[str, int, int]] = []
+        self._error: BaseException | None = None
 
     def __call__(self, future: "Future[Any]") -> None:
-        if future.exception() is None:
-            self._seen.append(future.result()[0])
+        error = future.exception()
+        if error is not None:
+            self._error = self._error or error
+        elif isinstance(value := future.result(), tuple):
+            self._seen.append(value[0])
+
+    def error(self) -> BaseException | None:
+        """That of the first task that failed. Parsl takes minutes to tell all that depend on it."""
+        return self._error
 
     def shares(self, tasks: int) -> tuple[Share, ...]:
         """Of a pass that is complete."""
