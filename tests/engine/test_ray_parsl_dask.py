@@ -79,7 +79,8 @@ class Command:
     def end(self) -> tuple[int, str]:
         """What it says in the end, and that nothing is left."""
         said = self.process.communicate(timeout=END)[0]
-        _until(lambda: not self.find(""), 20, f"still there: {_processes(self.mark, self.process.pid)}")
+        # Ray's workers end by themselves once they notice that their raylet is gone.
+        _until(lambda: not self.find(""), END, f"still there: {_processes(self.mark, self.process.pid)}")
         assert not list(self.folder.iterdir())
         return self.process.returncode, said
 

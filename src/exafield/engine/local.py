@@ -5,14 +5,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from typing import Any
 
 from exafield.engine import EngineError, Outcome, Session, Share
-from exafield.engine.attempt import attempt, failed, mapped, result, todo
+from exafield.engine.attempt import attempt, mapped, result, todo
 from exafield.engine.dispatch import Dispatcher
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena
@@ -128,19 +128,3 @@ def _died(error: BaseException, what: str) -> EngineError:
         f"a worker process died while {what} was under way (killed, or out of memory): run again; finished items "
         "are kept where results are stored"
     )
-
-
-def _finished(
-    running: "dict[Future[Any], tuple[int, Any, int]]", start: Callable[[int, Any, int], None], retry: int
-) -> Iterator[tuple[int, Any]]:
-    """Waits for at least one item; starts those again that may be tried again."""
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        index, item, attempts = running.pop(future)
-        try:
-            yield index, future.result()
-        except BrokenExecutor as error:
-            raise _died(error, f"item {index}") from error
-        except Exception as error:
-            if attempts == retry:
-                raise failed(f"item {index}", error) from error
-            start(index, item, attempts + 1)

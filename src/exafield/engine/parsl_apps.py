@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from exafield.engine import EngineError, Session
-from exafield.engine.local import _finished
-from exafield.engine.parsl_kernel import Kernel, config
+from exafield.engine.attempt import attempt, result, todo
+from exafield.engine.parsl_kernel import Kernel, cause, config
 from exafield.engine.parsl_session import ParslSession
 from exafield.engine.signals import deferred
 from exafield.engine.spmd import cores
@@ -76,22 +76,25 @@ class ParslEngine:
         self, fn: Callable[[Any], Any], items: Iterable[Any], *, retry: int = 0, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Any]]:
         """See :class:`exafield.engine.MapEngine`."""
-        todo = ((index, item) for index, item in enumerate(items) if index not in done)
         with self._kernel() as kernel:
-            app = kernel.app(_apply)
-            running: dict[Future[Any], tuple[int, Any, int]] = {}
-
-            def start(index: int, item: Any, attempt: int) -> None:
-                running[app(fn, item)] = (index, item, attempt)
-
-            for index, item in todo:
-                start(index, item, 0)
+            app = kernel.app(attempt)
+            running: dict[Future[Any], int] = {}
+            for index, item in todo(items, done):
+                running[app(fn, retry, index, item)] = index
                 if len(running) >= _AHEAD * kernel.workers:
-                    kernel.wait_any(running)
-                    yield from _finished(running, start, retry)
+                    yield from _finished(kernel, running)
             while running:
-                kernel.wait_any(running)
-                yield from _finished(running, start, retry)
+                yield from _finished(kernel, running)
+
+
+def _finished(kernel: Kernel, running: "dict[Future[Any], int]") -> Iterator[tuple[int, Any]]:
+    """Waits for at least one item."""
+    kernel.wait_any(running)
+    for future in [future for future in running if future.done()]:
+        index = running.pop(future)
+        if (error := future.exception()) is not None:
+            raise cause(error)
+        yield index, result(future.result())
 
 
 def _named(address: str) -> Any:
@@ -105,7 +108,3 @@ def _named(address: str) -> Any:
             f"PYTHONPATH: {error}"
         ) from error
     return settings() if callable(settings) else settings
-
-
-def _apply(fn: Callable[[Any], Any], item: Any) -> Any:
-    return fn(item)

@@ -19,7 +19,8 @@ def settings(folder: str, address: str | None) -> Iterator[None]:
     """What Ray reads from the environment, and what it changes in this process, as long as it is up."""
     from ray._private import ray_constants as constants
 
-    changed = {"RAY_USAGE_STATS_ENABLED": "0"}
+    # What a run needs is estimated before it: no monitor is to kill workers since others use the machine's memory.
+    changed = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
     clusters = constants.ENABLE_RAY_CLUSTER
     if address is None or address.startswith(("127.", "localhost:")):
         # Ray takes the machine's outer address for 127.0.0.1, and then listens on all, unless told that there can be
