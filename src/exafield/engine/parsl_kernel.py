@@ -65,12 +65,14 @@ class Kernel:
     """A kernel that is up."""
 
     def __init__(self, flow: Any, workers: int) -> None:
-        self._flow, self.workers = flow, workers
+        self._flow, self.workers, self._halted = flow, workers, False
 
     def app(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function as an app."""
         from parsl import python_app
 
+        if self._halted:
+            raise EngineError("parsl: a task of this session has failed: open another one")
         made: Callable[..., Any] = python_app(function, data_flow_kernel=self._flow)
         return made
 
@@ -121,8 +123,13 @@ class Kernel:
             if local and all(status.terminal for status in executor.provider.status(jobs)):
                 raise EngineError(f"parsl: the manager of {executor.label} died")
 
+    def halt(self) -> None:
+        """Starts nothing any more. Parsl would fail each task that depends on a failed one, which takes it minutes."""
+        self._halted, self._flow.launch_if_ready = True, lambda *_, **__: None
+
     def end(self) -> None:
         """Ends all that Parsl has started."""
+        self.halt()
         for executor in self._dead():
             # Parsl asks it which managers are connected, and would wait for the answer without end. Nobody is.
             executor.command_client.run = lambda *_, **__: []

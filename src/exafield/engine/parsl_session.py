@@ -53,9 +53,9 @@ class ParslSession:
         if not self._threads:
             warmed = self._kernel.app(warm)
             self._kernel.wait_all([warmed(blob) for _ in range(self.workers)])
-        elapsed, final, notes = [], dict[Block, Future[Any]](), _Notes()
+        elapsed, final, notes = [], dict[Block, Future[Any]](), _Notes(self._kernel)
         for _ in range(passes):
-            final, notes = {}, _Notes()
+            final, notes = {}, _Notes(self._kernel)
             began = time.perf_counter()
             newest: dict[tuple[int, int], list[Future[Any]]] = {}
             for row in rows:
@@ -89,7 +89,8 @@ class ParslSession:
 class _Notes:
     """Who ran how much, as futures come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
         self._seen: list[tuple[str, int, int]] = []
         self._error: BaseException | None = None
 
@@ -97,11 +98,12 @@ class _Notes:
         error = future.exception()
         if error is not None:
             self._error = self._error or error
+            self._kernel.halt()
         elif isinstance(value := future.result(), tuple):
             self._seen.append(value[0])
 
     def error(self) -> BaseException | None:
-        """That of the first task that failed. Parsl takes minutes to tell all that depend on it."""
+        """That of the first task that failed."""
         return self._error
 
     def shares(self, tasks: int) -> tuple[Share, ...]:
