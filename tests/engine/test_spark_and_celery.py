@@ -53,7 +53,9 @@ def test_what_all_depends_on_is_killed(
     os.kill(found[0], signal.SIGKILL)
     assert run.code() > 0
     assert said in run.complained
-    assert "Traceback" not in run.complained
+    # A result of Celery's that is dropped before the loss is noticed complains of it, which Python ignores aloud.
+    assert "Traceback" not in run.complained or "Exception ignored in" in run.complained
+    assert run.complained.rstrip().splitlines()[-1].startswith("exafield: ")
     assert not run.left()
 
 

@@ -77,8 +77,8 @@ def system(workers: int | None, address: str | None) -> Iterator[System]:
         ImportError: Celery or Redis is not installed.
         EngineError: it does not start, or nobody answers.
     """
-    require("celery", extra="celery")
-    require("redis", extra="celery")
+    require("celery", extra="light")
+    require("redis", extra="light")
     if address is not None:
         with _elsewhere(workers, address) as up:
             yield up

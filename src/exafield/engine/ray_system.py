@@ -1,8 +1,10 @@
 """Starts Ray on this machine, or joins a cluster, and leaves nothing behind."""
 
+import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from exafield.requirement import require
 _STORE = 256 * 2**20
 # While tasks run, how often it is looked whether Ray still lives [s], our choice.
 LOOK = 1.0
+# How often a folder is removed that processes still write to, about a third of a second apart, our choice.
+_TRIES = 30
 
 
 class System:
@@ -80,7 +84,7 @@ def system(workers: int | None, address: str | None) -> Iterator[System]:
         return
     with (
         terminable(),
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        _folder() as folder,
         settings(folder, address),
     ):
         main = threading.current_thread() is threading.main_thread()
@@ -114,6 +118,20 @@ def system(workers: int | None, address: str | None) -> Iterator[System]:
             # Semaphores of channels, named after the raylet: Ray leaves them in shared memory.
             for path in [path for pid in raylets for path in Path("/dev/shm").glob(f"sem.???{pid}-*")]:
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder, removed until it is gone: processes that outlive their raylet for a moment still write."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    try:
+        yield str(folder)
+    finally:
+        for _ in range(_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.3)
+            if not folder.exists():
+                break
 
 
 def _cpus(ray: Any) -> int:
