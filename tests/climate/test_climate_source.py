@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_nothing_depends_on_who_reads(snapshots: Snapshots, statistics: Statisti
         os.kill(pids[0], signal.SIGKILL)
         assert gone(pids[:1])
         assert alike(first, there.batch(order, epoch=1))
+        # So is what is lost with a task in its hands that it has not begun.
+        pids += there.processes
+        last = there.processes[-1]
+        os.kill(last, signal.SIGSTOP)
+        timer = threading.Timer(0.3, os.kill, (last, signal.SIGKILL))
+        timer.start()
+        assert alike(first, there.batch(order, epoch=1))
+        timer.join()
+        assert gone([last])
         pids += there.processes
     assert gone(pids)
     assert not [name for name in os.listdir("/dev/shm") if f"-{os.getpid()}-" in name]

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 _START = 120.0
 # What a process that has been told to end may take [s], our choice; it is killed then.
 _GRACE = 1.0
+# What a process says when it has started, and when it begins a task.
 _READY = "ready"
+_BEGUN = "begun"
 
 #: What a reader process does: takes a task and its memory, and returns something small.
 Act = Callable[[Any, NDArray[np.uint8]], Any]
@@ -55,6 +57,7 @@ class _Seat:
         self.pipe: Connection | None = None
         self.task: tuple[int, int] | None = None  # number and attempt
         self.deadline = 0.0
+        self.idle = False  # it has had time to be lost before it begins its task
 
 
 class Readers:
@@ -103,6 +106,9 @@ class Readers:
                     assert seat.task is not None
                     number, attempt = seat.task
                     seat.task = None
+                    if seat.idle and error is not None:  # lost before it began, which is not the task's fault
+                        waiting.appendleft((number, attempt))
+                        continue
                     if error is not None and attempt <= self._retries:
                         waiting.append((number, attempt + 1))
                         continue
@@ -119,8 +125,9 @@ class Readers:
         if seat.task is not None or not waiting:
             return
         seat.task = waiting.popleft()
-        if seat.process is not None and not seat.process.is_alive():  # lost while it had nothing to do
+        if seat.process is not None and not seat.process.is_alive():
             self._end(seat, kill=True)
+        seat.idle = seat.process is not None
         if seat.process is None:
             self._start(seat)
         else:
@@ -153,8 +160,9 @@ class Readers:
             except (EOFError, OSError):
                 found.append((seat, None, f"{name}: {self._fate(seat)}"))
                 continue
-            if said == _READY:
+            if said in (_READY, _BEGUN):
                 seat.deadline = time.monotonic() + self._timeout
+                seat.idle = False
             else:
                 value, error = said
                 found.append((seat, value, None if error is None else f"{name}: {error}"))
@@ -218,6 +226,7 @@ def _serve(act: Act, pipe: Connection, shared: Any) -> None:
         pipe.send(_READY)
         while True:
             task = pipe.recv()
+            pipe.send(_BEGUN)
             try:
                 reply: tuple[Any, str | None] = (act(task, memory), None)
             except Exception as error:
