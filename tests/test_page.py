@@ -13,7 +13,8 @@ from exafield import page
 from exafield.cli import FAILED, main
 from exafield.page.speed import scaling, speed
 from exafield.provenance import NAME
-from exafield.run import Microscopy, Reduction, Run, Training
+from exafield.question import Microscopy
+from exafield.run import Reduction, Run, Training
 from made_run import SESSION, make_run
 
 VOID = {"meta", "img", "br", "hr"}

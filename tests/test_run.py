@@ -12,21 +12,19 @@ from hypothesis import strategies as st
 from exafield import assembly, optim, runfile
 from exafield.choice import Choice
 from exafield.microscopy import Generation, Window
+from exafield.question import MICROSCOPY_LOSS, Microscopy, Simulation
 from exafield.reduce import Auto, Bitvector, Flat, Fused, GraphAware, Reducer, Tree
 from exafield.run import (
     COLLECTIVE,
     CONTROL,
     GROUPING,
-    MICROSCOPY_LOSS,
     OPTIMISER,
     PRESETS,
     SCHEDULE,
     TIMED_SCHEDULE,
-    Microscopy,
     Reduction,
     Run,
     RunError,
-    Simulation,
     Training,
     full,
     laptop,

@@ -1,18 +1,20 @@
 """Assembly: the settings of a run made into the objects they describe."""
 
 import dataclasses
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Protocol
 
-from exafield import datasets
-from exafield.microscopy import Generation, MicroscopyProblem, Window
+from exafield.engine import MapEngine
 from exafield.optim import Optimiser, Schedule
+from exafield.problem import Problem
+from exafield.question import Question
 from exafield.reduce import Reducer
 from exafield.report import Logger
 from exafield.run import (
     COLLECTIVE,
     CONTROL,
     GROUPING,
-    MICROSCOPY_LOSS,
     OPTIMISER,
     SCHEDULE,
     TIMED_SCHEDULE,
@@ -20,14 +22,34 @@ from exafield.run import (
     Reduction,
     Run,
     RunError,
-    Simulation,
     Training,
 )
-from exafield.suggestion import unknown
 from exafield.tensorboard import TensorBoard, check_tensorboard
 
 # Steps of linear warm-up of a cosine, where the run is ten times as long; our choice.
 _WARMUP = 30
+
+
+class Subject(Protocol):
+    """A science's `assembly` module: makes the real objects of its question's settings.
+
+    Attributes:
+        SAMPLES: what its data consists of, in plural.
+    """
+
+    SAMPLES: str
+
+    def complete(self, question: Any) -> Any:
+        """The same settings with every choice written out."""
+        ...
+
+    def problem(self, question: Any, *, optimiser: Optimiser, schedule: Schedule, seed: int) -> Problem:
+        """The problem these settings describe."""
+        ...
+
+    def generate(self, data: Any, engine: MapEngine) -> Path:
+        """Makes the data that is not there yet, and says where it is."""
+        ...
 
 
 def reducer(settings: Reduction) -> Reducer:
@@ -74,7 +96,7 @@ def complete(run: Run) -> Run:
     try:
         return dataclasses.replace(
             run,
-            problem=dataclasses.replace(run.problem, loss=MICROSCOPY_LOSS.complete(run.problem.loss)),
+            problem=subject(run.problem).complete(run.problem),
             training=dataclasses.replace(
                 t, optimiser=OPTIMISER.complete(t.optimiser), schedule=timed.complete(t.schedule, **_length(t))
             ),
@@ -89,35 +111,6 @@ def complete(run: Run) -> Run:
         raise
     except (ValueError, TypeError) as error:
         raise RunError(str(error)) from error
-
-
-def crystals(name: str) -> str:
-    """ "embedded", or the folder of CIF files that a data set's name or a path means.
-
-    Raises:
-        RunError: it is neither.
-        DatasetError: the data set is not on this machine; says how to get it.
-    """
-    if name == "embedded":
-        return name
-    if name in datasets.REGISTRY:
-        return str(datasets.find(name))
-    if Path(name).is_dir():
-        return name
-    raise RunError(
-        f"problem.data: crystals: there is no folder {name!r}, and as a name: "
-        + unknown("data set", name, ["embedded", *datasets.REGISTRY])
-    )
-
-
-def generation(settings: Simulation) -> Generation:
-    """What is simulated for a run."""
-    return Generation(
-        energy=settings.energy,
-        thickness=settings.thickness,
-        largest_edge=settings.largest_edge,
-        crystals=crystals(settings.crystals),
-    )
 
 
 def check_loggers(record: Record) -> None:
@@ -158,17 +151,15 @@ def device(training: Training, local_size: int | None) -> str | None:
     return "cpu"
 
 
-def problem(run: Run) -> MicroscopyProblem:
+def subject(question: Question) -> Subject:
+    """What makes the real objects of a question's settings."""
+    made: Subject = import_module(f"exafield.{question.name}.assembly")
+    return made
+
+
+def problem(run: Run) -> Problem:
     """The problem a run is about."""
-    settings, training = run.problem, run.training
-    return MicroscopyProblem(
-        generation(settings.data),
-        Window(dose=settings.dose),
-        path=settings.data.store,
-        loss=MICROSCOPY_LOSS.build(settings.loss),
-        optimiser=optimiser(training),
-        schedule=schedule(training),
-        growth=settings.growth,
-        per_scan=settings.per_scan,
-        seed=training.seed,
+    training = run.training
+    return subject(run.problem).problem(
+        run.problem, optimiser=optimiser(training), schedule=schedule(training), seed=training.seed
     )

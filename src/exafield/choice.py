@@ -7,6 +7,7 @@ Text is checked against what is listed here, before anything heavy is imported.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from exafield.suggestion import unknown
@@ -97,9 +98,12 @@ class Choice:
 
     def complete(self, text: str, **more: Any) -> str:
         """The same choice with every parameter written out, so that later defaults do not change it."""
-        name, _ = self.parse(text)
+        name, given = self.parse(text)
         built = self.build(text, **more)
-        return self.write(name, {key: getattr(built, key) for key in self.options[name].parameters})
+        usual = signature(type(built)).parameters
+        # What does not keep a parameter was made with the one given, or the usual one.
+        kept = {k: getattr(built, k, given.get(k, usual[k].default)) for k in self.options[name].parameters}
+        return self.write(name, kept)
 
 
 def _text(value: Value) -> str:

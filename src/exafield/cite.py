@@ -247,6 +247,8 @@ def works_behind(run: Run) -> tuple[Work, ...]:
     used = {"romero2022accelerating"}
     if run.problem.name == "microscopy":
         used |= {"laanait2019exascale", "kirkland2010advanced"}
+    if run.problem.name == "climate":
+        used.add("kurth2018exascale")
     if reduction.control.startswith("bitvector") or reduction.grouping.startswith(("grouped", "graph_aware")):
         used.add("laanait2019exascale")
     if reduction.control.startswith("tree") or reduction.lag:

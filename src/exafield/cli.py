@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,9 +11,10 @@ import tyro
 
 from exafield import __version__
 from exafield.environment import Place, detect
-from exafield.given import check_problem, flag_value, starting_run
+from exafield.given import check_problem, flag_value, problem_named, starting_run
 from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
-from exafield.run import PRESETS, Microscopy, Run, RunError, Simulation, Training, laptop
+from exafield.question import Question, Simulation, Weather
+from exafield.run import PRESETS, Run, RunError, Training, laptop
 from exafield.submit import Allocation, destination, script, submit
 from exafield.suggestion import unknown
 from exafield.watchdog import WorldAborted
@@ -23,7 +24,7 @@ FAILED, USAGE, MISSED, INTERRUPTED = 1, 2, 3, 130
 _HELP = """\
 usage: exafield COMMAND [OPTIONS]
 
-  train PROBLEM       trains the networks of a scientific problem (microscopy)
+  train PROBLEM       trains the networks of a scientific problem (microscopy, climate)
   submit PROBLEM      the same as a SLURM job that stops in time, requeues and goes on
   generate PROBLEM    simulates the data of a problem, without training
   taskbench COMMAND   measures how fine-grained tasks may be on parallel programming systems (run, metg, engines, ...)
@@ -44,7 +45,7 @@ class Train:
     Under torchrun, srun or mpirun each process runs this command; alone, `--ranks N` starts N of them on this machine.
 
     Args:
-        problem: microscopy.
+        problem: microscopy or climate.
         preset: where settings that are not given come from. None: laptop.
         config: a run file to take them from instead.
         resume: folder of a run to go on with, from its newest checkpoint.
@@ -67,7 +68,7 @@ class Submit:
     """Submits a training as a SLURM job that stops before its time limit, requeues itself, and goes on.
 
     Args:
-        problem: microscopy.
+        problem: microscopy or climate.
         preset: where settings that are not given come from. None: laptop.
         config: a run file to take them from instead.
         resume: folder of a run to go on with, from its newest checkpoint.
@@ -90,7 +91,7 @@ class Generate:
     """Simulates the data of a problem. Interrupted, it goes on where it stopped when called again.
 
     Args:
-        problem: microscopy.
+        problem: microscopy or climate.
         preset: where settings that are not given come from.
         engine: what runs the simulations: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
@@ -103,7 +104,7 @@ class Generate:
     engine: str = "processes"
     engine_address: str | None = None
     task_size: int | None = None
-    data: Simulation = field(default_factory=Simulation)
+    data: Simulation | Weather = field(default_factory=Simulation)
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ _Arguments = TypeVar("_Arguments")
 
 
 def _parsed(kind: type[_Arguments], command: str, argv: list[str], default: _Arguments | None = None) -> _Arguments:
-    shape = (tyro.conf.OmitArgPrefixes,)
+    shape = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     if default is None:
         return tyro.cli(kind, prog=f"exafield {command}", args=argv, config=shape)
     return tyro.cli(kind, prog=f"exafield {command}", args=argv, default=default, config=shape)
@@ -298,7 +299,7 @@ def _submit(argv: list[str], place: Place) -> int:
 
 def _generate(argv: list[str], place: Place) -> int:
     preset = flag_value(argv, "--preset") or "laptop"
-    base = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
+    base = PRESETS[preset if preset in PRESETS else "laptop"](problem_named(argv))
     arguments = _parsed(Generate, "generate", argv, Generate(problem="", data=base.problem.data))
     check_problem(arguments.problem, base)
     from exafield.engine import MapEngine, engine
@@ -314,7 +315,8 @@ def _generate(argv: list[str], place: Place) -> int:
         raise RunError(str(error)) from error
     if not isinstance(chosen, MapEngine):
         raise RunError(f"engine {arguments.engine!r} runs task graphs only: exafield taskbench engines tells which map")
-    print(generate(arguments.data, chosen, _say, name=arguments.engine, task_size=size))
+    question: Question = replace(base.problem, data=arguments.data)  # type: ignore[arg-type]
+    print(generate(question, chosen, _say, name=arguments.engine, task_size=size))
     return 0
 
 

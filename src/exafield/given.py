@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from exafield.run import PRESETS, QUESTIONS, Microscopy, Run, RunError, Training
+from exafield.question import QUESTIONS, Microscopy
+from exafield.run import PRESETS, Run, RunError, Training
 from exafield.suggestion import unknown
 
 
@@ -26,8 +27,13 @@ def starting_run(argv: Sequence[str]) -> Run:
         run = load(told["config"])
     else:
         preset = told["preset"] or "laptop"
-        run = PRESETS[preset if preset in PRESETS else "laptop"](Microscopy.name)
+        run = PRESETS[preset if preset in PRESETS else "laptop"](problem_named(argv))
     return _length(run, argv)
+
+
+def problem_named(argv: Sequence[str]) -> str:
+    """The problem a command line is about: the first argument that is the name of one; microscopy if none is."""
+    return next((argument for argument in argv if argument in QUESTIONS), Microscopy.name)
 
 
 def flag_value(argv: Sequence[str], flag: str) -> str | None:

@@ -25,8 +25,9 @@ from exafield.peak import matrix_peak
 from exafield.precision import DTYPES, Precision
 from exafield.problem import Problem
 from exafield.provenance import Provenance
+from exafield.question import Question
 from exafield.report import Report
-from exafield.run import Run, RunError, Simulation
+from exafield.run import Run, RunError
 from exafield.store import RunFolder, StoreError, atomic_write
 from exafield.taskbench.tasksize import TaskSizes
 from exafield.trainer import Trainer
@@ -43,6 +44,10 @@ class Verdict(Protocol):
 
     def lines(self) -> list[str]:
         """A table to print."""
+        ...
+
+    def values(self) -> dict[str, Any]:
+        """All numbers, in what JSON can hold."""
         ...
 
     def gate(self) -> list[tuple[bool, str]]:
@@ -110,33 +115,27 @@ class Announced:
 
 
 def generate(
-    settings: Simulation,
+    question: Question,
     engine: MapEngine,
     say: Callable[[str], None],
     *,
     name: str = "processes",
     task_size: int | None = None,
 ) -> Path:
-    """Simulates what a run of these settings needs and is not there yet; returns where it is kept.
+    """Simulates what a run about this question needs and is not there yet; returns where it is kept.
 
     Args:
         engine: that simulates.
         say: prints a line.
         name: of the engine, to be printed.
-        task_size: views that one task of the engine simulates. None: as METG(95 %) says.
+        task_size: samples that one task of the engine simulates. None: as METG(95 %) says.
     Raises:
         ValueError: such a task size cannot be.
-        StoreError, CrystalError, EngineError: see :func:`exafield.microscopy.generate`.
+        others: see `generate` of the science's assembly.
     """
-    from exafield.microscopy.generate import default_path
-    from exafield.microscopy.generate import generate as simulate
-
     sizes = TaskSizes(lambda text: say(f"engine {name}: {text}"), task_size)
-    wanted = assembly.generation(settings)
-    path = Path(settings.store) if settings.store else default_path(wanted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    simulate(path, wanted, Announced(Chunks(engine, sizes), say, "views of crystals"))
-    return path
+    subject = assembly.subject(question)
+    return subject.generate(question.data, Announced(Chunks(engine, sizes), say, subject.SAMPLES))
 
 
 # ---- carrying it out ----
@@ -199,7 +198,7 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
         with _recorded(folder, world) as session:
             with _settings_blamed():
                 question = assembly.problem(run)
-            generate(run.problem.data, ProcessEngine(), say)
+            generate(run.problem, ProcessEngine(), say)
             training, record = run.training, run.record
             with _settings_blamed():
                 trainer = Trainer(
@@ -289,7 +288,7 @@ def _judge(
             "ranks": world.size,
             "batch": dataclasses.asdict(trainer.batch),
             "evaluation": values,
-            "report": dataclasses.asdict(verdict) if dataclasses.is_dataclass(verdict) else None,
+            "report": verdict.values() if verdict is not None else None,
             "gate": [{"reached": good, "line": line} for good, line in gate],
         }
         atomic_write(folder.path / "result.json", json.dumps(result, indent=1).encode())

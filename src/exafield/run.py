@@ -4,12 +4,14 @@ The tree is what a run file holds and what the command line sets. It imports not
 setting is found in a fraction of a second; :mod:`exafield.job` makes the real objects of it.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from exafield.choice import Choice, Option
+from exafield.question import Climate, Microscopy, Question, Simulation, Weather
+from exafield.setting import RunError as RunError
+from exafield.setting import above_zero, at_least, chosen
 
 _CYCLE: Mapping[str, type[float]] = {"cycle": float}
 _WARMUP: Mapping[str, type[int]] = {"warmup": int}
@@ -67,92 +69,6 @@ SCHEDULE = Choice("schedule", "exafield.optim", {**_SCHEDULES, "cosine": Option(
 TIMED_SCHEDULE = Choice(
     "schedule", "exafield.optim", {**_SCHEDULES, "cosine": Option("TimedCosine", {**_WARMUP, "floor": float})}
 )
-MICROSCOPY_LOSS = Choice(
-    "loss",
-    "exafield.microscopy.loss",
-    {
-        "mse": Option("MSE", {}),
-        "huber": Option("Huber", {"start": float, "end": float, "factor": float, "every": int}),
-    },
-)
-
-
-class RunError(ValueError):
-    """A run's settings are wrong; says which one, where, and what it should be."""
-
-
-def _at_least(owner: str, least: float, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= least:
-            raise RunError(f"{owner}: {name} must be {least} or more, got {value}")
-
-
-def _above_zero(owner: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise RunError(f"{owner}: {name} must be above 0 and finite, got {value}")
-
-
-def _chosen(owner: str, choice: Choice, text: str) -> None:
-    try:
-        choice.parse(text)
-    except ValueError as error:
-        raise RunError(f"{owner}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Simulation:
-    """Diffraction patterns that are simulated, and where they are kept.
-
-    Args:
-        crystals: "embedded" for the built-in table, the name of a data set ("crystals"), or a folder of CIF files.
-        store: where the patterns are kept, ending in .zarr or .h5. None: in the user's cache, by their parameters.
-        energy: of the beam [eV].
-        thickness: of the specimen [A].
-        largest_edge: of a cell across the beam [A]; larger cells are left out.
-    """
-
-    crystals: str = "embedded"
-    store: str | None = None
-    energy: float = 200e3
-    thickness: float = 40.0
-    largest_edge: float = 9.0
-
-    def __post_init__(self) -> None:
-        _above_zero("problem.data", energy=self.energy, thickness=self.thickness, largest_edge=self.largest_edge)
-        if self.store is not None and not self.store.endswith((".zarr", ".h5", ".hdf5")):
-            raise RunError(f"problem.data: store must end in .zarr, .h5 or .hdf5, got {self.store!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Microscopy:
-    """Which projected potential is behind these diffraction patterns?
-
-    Args:
-        data: what is simulated.
-        dose: electrons per pattern. None: no noise.
-        growth: channels that each layer of the dense network adds.
-        per_scan: windows of each view per epoch.
-        loss: mse, or huber such as huber:start=5,end=1,factor=0.75,every=100.
-    """
-
-    name: ClassVar[str] = "microscopy"
-
-    data: Simulation = field(default_factory=Simulation)
-    dose: float | None = 1000.0
-    growth: int = 16
-    per_scan: int = 8
-    loss: str = "mse"
-
-    def __post_init__(self) -> None:
-        _above_zero("problem", dose=self.dose)
-        _at_least("problem", 1, growth=self.growth, per_scan=self.per_scan)
-        _chosen("problem", MICROSCOPY_LOSS, self.loss)
-
-
-# The scientific questions, by name: one settings class each.
-Question = Microscopy
-QUESTIONS: Mapping[str, type[Question]] = {Microscopy.name: Microscopy}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +107,11 @@ class Training:
             raise RunError(
                 f"training: give steps or seconds, and not both, got steps={self.steps} and seconds={self.seconds}"
             )
-        _at_least("training", 1, steps=self.steps, batch_size=self.batch_size, accumulate=self.accumulate)
-        _at_least("training", 0, seed=self.seed)
-        _above_zero("training", seconds=self.seconds, clip=self.clip)
-        _chosen("training", OPTIMISER, self.optimiser)
-        _chosen("training", SCHEDULE, self.schedule)
+        at_least("training", 1, steps=self.steps, batch_size=self.batch_size, accumulate=self.accumulate)
+        at_least("training", 0, seed=self.seed)
+        above_zero("training", seconds=self.seconds, clip=self.clip)
+        chosen("training", OPTIMISER, self.optimiser)
+        chosen("training", SCHEDULE, self.schedule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +134,9 @@ class Reduction:
     def __post_init__(self) -> None:
         if self.lag not in (0, 1):
             raise RunError(f"reduction: lag must be 0 or 1 steps, got {self.lag}")
-        _chosen("reduction", CONTROL, self.control)
-        _chosen("reduction", GROUPING, self.grouping)
-        _chosen("reduction", COLLECTIVE, self.collective)
+        chosen("reduction", CONTROL, self.control)
+        chosen("reduction", GROUPING, self.grouping)
+        chosen("reduction", COLLECTIVE, self.collective)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,8 +160,8 @@ class Record:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("record", 1, evaluate_every=self.evaluate_every, checkpoint_every=self.checkpoint_every)
-        _at_least("record", 1, keep=self.keep, log_every=self.log_every)
+        at_least("record", 1, evaluate_every=self.evaluate_every, checkpoint_every=self.checkpoint_every)
+        at_least("record", 1, keep=self.keep, log_every=self.log_every)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,19 +183,40 @@ class Run:
 
 # ---- presets ----
 
+# Two minutes of training for a picture of a crystal; ten minutes in all for masks of storms.
+_LAPTOP: Mapping[str, Callable[[], Run]] = {
+    Microscopy.name: lambda: Run(problem=Microscopy(), training=Training(seconds=110.0)),
+    Climate.name: lambda: Run(problem=Climate(), training=Training(seconds=420.0, batch_size=1)),
+}
+_FULL: Mapping[str, Callable[[], Run]] = {
+    Microscopy.name: lambda: Run(
+        problem=Microscopy(data=Simulation(crystals="crystals", largest_edge=12.0), growth=32),
+        training=Training(steps=20_000, batch_size=16, schedule="cosine:warmup=200"),
+        record=Record(evaluate_every=1000, checkpoint_every=1000),
+    ),
+    Climate.name: lambda: Run(
+        problem=Climate(
+            data=Weather(latitudes=768, longitudes=1152, train=4000, validation=200, test=400),
+            network="tiramisu:first=64",
+            workers=4,
+        ),
+        training=Training(
+            steps=20_000, batch_size=1, precision="bf16", optimiser="larc", schedule="constant:warmup=200"
+        ),
+        reduction=Reduction(lag=1),
+        record=Record(evaluate_every=1000, checkpoint_every=1000),
+    ),
+}
+
 
 def laptop(problem: str = Microscopy.name) -> Run:
-    """Two minutes of training on a few cores, from what the package brings."""
-    return Run(problem=QUESTIONS[problem](), training=Training(seconds=110.0))
+    """Minutes of training on a few cores, from what the package brings."""
+    return _LAPTOP[problem]()
 
 
 def full(problem: str = Microscopy.name) -> Run:
     """A large data set and a larger network; for a GPU or many cores."""
-    return Run(
-        problem=QUESTIONS[problem](data=Simulation(crystals="crystals", largest_edge=12.0), growth=32),
-        training=Training(steps=20_000, batch_size=16, schedule="cosine:warmup=200"),
-        record=Record(evaluate_every=1000, checkpoint_every=1000),
-    )
+    return _FULL[problem]()
 
 
 PRESETS: Mapping[str, Callable[[str], Run]] = {"laptop": laptop, "full": full}

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from exafield.run import QUESTIONS, Run, RunError
+from exafield.question import QUESTIONS
+from exafield.run import Run, RunError
 from exafield.suggestion import unknown
 
 FORMAT = "exafield-run"
@@ -95,7 +96,7 @@ def _section(
     for key, value in values.items():
         inner = f"{path}.{key}" if path else str(key)
         if key not in names:
-            raise RunError(f"{at}: {_stray(str(key), names)}")
+            raise RunError(f"{at}: {_stray(str(key), names, path)}")
         wanted = (sections or {}).get(key, hints[key])
         if isinstance(wanted, type) and is_dataclass(wanted):
             made[key] = _section(cast(type[Any], wanted), value, where, inner)
@@ -110,10 +111,11 @@ def _section(
         raise RunError(f"{where}: {error}") from error
 
 
-def _stray(name: str, names: Iterable[str]) -> str:
+def _stray(name: str, names: Iterable[str], path: str) -> str:
     """What to say of a name that is not in its section: perhaps it belongs to another one."""
-    for section, kind in {**get_type_hints(Run), **{"problem": next(iter(QUESTIONS.values()))}}.items():
-        if name in (f.name for f in fields(kind)):
+    others = [pair for pair in get_type_hints(Run).items() if pair[0] != "problem"]
+    for section, kind in [*others, *(("problem", kind) for kind in QUESTIONS.values())]:
+        if section != path.partition(".")[0] and name in (f.name for f in fields(kind)):
             return f"unknown setting {name!r}: did you mean {section}.{name}?"
     return unknown("setting", name, names)
 

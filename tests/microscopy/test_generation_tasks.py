@@ -12,7 +12,7 @@ from exafield.engine.chunks import Chunks
 from exafield.engine.local import ProcessEngine, SerialEngine
 from exafield.engine.threads import ThreadEngine
 from exafield.microscopy.generate import Generation, generate, load, simulate
-from exafield.run import Simulation
+from exafield.question import Microscopy, Simulation
 from exafield.taskbench.tasksize import TaskSizes
 from small import write_cifs
 
@@ -115,6 +115,7 @@ def test_the_command_says_what_it_chose(
 
 
 def test_a_task_size_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    question = Microscopy(data=Simulation(store=str(tmp_path / "no" / "x.zarr")))
     with pytest.raises(ValueError, match="task size of 0"):
-        job.generate(Simulation(store=str(tmp_path / "no" / "x.zarr")), SerialEngine(), print, task_size=0)
+        job.generate(question, SerialEngine(), print, task_size=0)
     assert not (tmp_path / "no").exists()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ class Report:
         for name, own in self.scores.items():
             rows.append(f"{name:28s}  {own.mean_iou:6.3f}" + "".join(f"{value:20.3f}" for value in own.iou))
         return [*rows, "", *self.network.lines()]
+
+    def values(self) -> dict[str, Any]:
+        """All numbers."""
+        return {name: own.values() for name, own in self.scores.items()}
 
     def gate(self) -> list[tuple[bool, str]]:
         """What a good run reaches, and whether this one did."""

@@ -1,6 +1,7 @@
 """How good masks are: intersection over union, precision and recall, from one table of counts over all ranks."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,15 @@ class Scores:
         """Share of what is true that was guessed."""
         return _share(np.diagonal(self.table), self.table.sum(1))
 
+    def values(self, names: tuple[str, ...] = CLASSES) -> dict[str, Any]:
+        """All numbers, with None for those that there are not."""
+        by_class = {
+            what: dict(zip(names, map(_number, values), strict=True))
+            for what, values in (("iou", self.iou), ("precision", self.precision), ("recall", self.recall))
+        }
+        means = {key: _number(getattr(self, key)) for key in ("mean_iou", "per_rank", "per_sample")}
+        return {**by_class, **means, "samples": self.samples, "table": self.table.tolist()}
+
     def lines(self, names: tuple[str, ...] = CLASSES) -> list[str]:
         """A table to print."""
         rows = zip(names, self.iou, self.precision, self.recall, self.table.sum(1), strict=True)
@@ -139,6 +149,10 @@ class Tally:
 def _share(part: NDArray[np.int64], whole: NDArray[np.int64], empty: float = float("nan")) -> NDArray[np.float64]:
     result: NDArray[np.float64] = np.where(whole > 0, part / np.maximum(whole, 1), empty)
     return result
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,10 @@ class Report:
             f"{'mean image':36s} {self.network.windows:7d}  {self.mean_image:7.3f}  0.000",
             f"{'intensity within the band limit':36s} mean {self.kept[0]:.4f}, least {self.kept[1]:.4f}",
         ]
+
+    def values(self) -> dict[str, Any]:
+        """All numbers."""
+        return asdict(self)
 
     def gate(self) -> list[tuple[bool, str]]:
         """What a good run reaches, and whether this one did."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -128,9 +128,8 @@ def _compared(contents: Contents) -> Mapping[str, object]:
     size = batch.get("size", run.training.batch_size)
     return {
         "problem": run.problem.name,
-        "crystals": run.problem.data.crystals,
-        "growth": run.problem.growth,
-        "loss": run.problem.loss,
+        **{name: value for name, value in asdict(run.problem).items() if name != "data"},
+        **{name: value for name, value in asdict(run.problem.data).items() if name != "store"},
         "samples per rank and draw": size,
         "draws per step": batch.get("accumulate", run.training.accumulate),
         "precision": run.training.precision,

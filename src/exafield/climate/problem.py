@@ -1,0 +1,219 @@
+"""Segmentation of extreme weather: which pixels belong to tropical cyclones, and which to atmospheric rivers?"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exafield.climate import plots
+from exafield.climate.analysis import (
+    Masks,
+    Report,
+    compare,
+    nothing,
+    pixel_classifier,
+    predicted,
+    rules,
+    storms_in,
+)
+from exafield.climate.augment import Augmentation
+from exafield.climate.decoding import Scaling
+from exafield.climate.fields import CHANNELS
+from exafield.climate.generate import Generation, Part, default_path, generate
+from exafield.climate.grid import Grid
+from exafield.climate.loss import CrossEntropy, Loss
+from exafield.climate.metrics import Tally
+from exafield.climate.parts import Parts
+from exafield.climate.segmenter import Segmenter
+from exafield.climate.snapshot import Snapshot
+from exafield.climate.source import ClimateSource
+from exafield.climate.tiramisu import Tiramisu
+from exafield.optim import AdamW, Constant, Optimiser, Schedule
+from exafield.problem import Player
+from exafield.world import World
+
+# Snapshots that the classifier of single pixels learns from, at most; our choice.
+_PIXEL_SNAPSHOTS = 64
+
+#: Makes a network from a number of channels, and whether longitudes close.
+MakeNetwork = Callable[[int, bool], nn.Module]
+
+
+def small_tiramisu(channels: int, periodic: bool) -> nn.Module:
+    """The network of the laptop preset: a quarter of the published features."""
+    return Tiramisu(channels, width=0.25, periodic=periodic)
+
+
+class ClimateProblem:
+    """Learns masks of extreme weather from snapshots with labels.
+
+    Args:
+        data: what is generated when first needed, and kept; or what is there already.
+        path: of the folder of what is generated; None: in the user's cache, by the parameters.
+        channels: of generated data; default: all.
+        network: makes it.
+        loss: on logits; or what makes one from the shares of the classes in the training part.
+        optimiser, schedule: of the network.
+        scaling: of the fields.
+        augment: whether samples are rolled and mirrored, as far as the grid allows.
+        workers: processes that read.
+        memory: bytes for snapshots that are kept, if all fit.
+        seed: of augmentation.
+    """
+
+    name = "climate"
+
+    def __init__(
+        self,
+        data: Generation | Parts | None = None,
+        path: str | Path | None = None,
+        *,
+        channels: Sequence[str] = tuple(CHANNELS),
+        network: MakeNetwork = small_tiramisu,
+        loss: Loss | Callable[[tuple[float, ...]], Loss] | None = None,
+        optimiser: Optimiser | None = None,
+        schedule: Schedule | None = None,
+        scaling: Scaling = "standard",
+        augment: bool = True,
+        workers: int = 0,
+        memory: int = 2**30,
+        seed: int = 0,
+    ) -> None:
+        self.generation = None if isinstance(data, Parts) else data or Generation()
+        if isinstance(data, Parts):
+            self._parts = data
+        else:
+            assert self.generation is not None
+            self._parts = Parts(path if path is not None else default_path(self.generation), channels)
+        self.channels = self._parts.channels
+        self._network, self._scaling, self._augment = network, scaling, augment
+        self._loss = loss or CrossEntropy()
+        self._optimiser = optimiser or AdamW(learning_rate=2e-3)
+        self._schedule = schedule or Constant(warmup=30)
+        self._workers, self._memory, self._seed = workers, memory, seed
+        self.model: Segmenter | None = None
+        self._example: tuple[Snapshot, Masks] | None = None
+
+    # ---- data ----
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Snapshots for training, validation and test; generated if they do not exist."""
+        if self.generation is not None:
+            generate(self._parts.folder, self.generation)
+        return self._parts
+
+    @cached_property
+    def source(self) -> ClimateSource:
+        """The training snapshots, augmented."""
+        grid = self.parts.train.axes.grid
+        return ClimateSource(
+            self.parts.train,
+            self.parts.statistics,
+            scaling=self._scaling,
+            augmentation=_augmentation(grid) if self._augment else None,
+            seed=self._seed,
+            workers=self._workers,
+            cache=self._memory,
+        )
+
+    # ---- training ----
+
+    def players(self, world: World) -> Sequence[Player]:
+        """One player: the network."""
+        source = self.source
+        if self.model is None:
+            network = self._network(len(self.channels), source.snapshots.axes.grid.periodic)
+            self.model = Segmenter(network, self.channels, self._scaling)
+            self.model.set_statistics(self.parts.statistics)
+        model = self.model
+        loss = self._loss if isinstance(self._loss, Loss) else self._loss(self.parts.frequencies)
+
+        def of_batch(batch: Mapping[str, Tensor]) -> Tensor:
+            return loss(model(batch["fields"]), batch["labels"])
+
+        return [Player("network", model, of_batch, optimiser=self._optimiser, schedule=self._schedule)]
+
+    def evaluate(self, world: World) -> dict[str, float]:
+        """Pooled intersection over union on the validation part: of each kind of event, and the mean over all classes,
+        background too."""
+        assert self.model is not None, "players() makes the model"
+        tally = Tally()
+        for snapshot in self._share("validation", world):
+            assert snapshot.labels is not None
+            guess = torch.from_numpy(self.model.classify(snapshot.values))
+            tally.add(guess[None], torch.from_numpy(snapshot.labels)[None])
+        scores = tally.scores(world)
+        _, cyclone, river = scores.iou.tolist()
+        return {"mean_iou": scores.mean_iou, "iou_cyclone": cyclone, "iou_river": river}
+
+    def _share(self, part: Part, world: World) -> Iterator[Snapshot]:
+        """This rank's snapshots of a part."""
+        snapshots = self.parts.open(part)
+        try:
+            for index in range(world.rank, len(snapshots), world.size):
+                yield snapshots[index]
+        finally:
+            snapshots.close()
+
+    # ---- the verdict ----
+
+    def report(self, world: World) -> Report | None:
+        """Scores the network on the test part, beside what needs no network. Collective; rank 0 gets the report."""
+        assert self.model is not None, "players() makes the model"
+        model, training = self.model, self.model.training
+        model.eval()
+        train, statistics = self.parts.train, self.parts.statistics
+        chosen = np.linspace(0, len(train) - 1, min(_PIXEL_SNAPSHOTS, len(train))).round().astype(int)
+        single = pixel_classifier([train[int(i)] for i in chosen], statistics, self._seed)
+        kept: list[tuple[float, Snapshot, Masks]] = []
+
+        def masks(snapshot: Snapshot) -> Masks:
+            return {
+                "network": model.classify(snapshot.values),
+                **{f"{name} heuristics": mask for name, mask in rules(snapshot).items()},
+                "single pixels": predicted(single, snapshot, statistics),
+                "all background": nothing(snapshot),
+            }
+
+        def judged() -> Iterator[tuple[Snapshot, Masks]]:
+            for snapshot in self._share("test", world):
+                found = masks(snapshot)
+                assert snapshot.labels is not None
+                if world.rank == 0 and storms_in(snapshot.labels):
+                    kept.append((float((found["network"] == snapshot.labels).mean()), snapshot, found))
+                yield snapshot, found
+
+        names = ("network", "published heuristics", "corrected heuristics", "single pixels", "all background")
+        scores = compare(judged(), world, names)
+        model.train(training)
+        if kept:  # not the prettiest one: the median by share of pixels that are right
+            kept.sort(key=lambda entry: entry[0])
+            self._example = kept[len(kept) // 2][1:]
+        return Report(scores) if world.rank == 0 else None
+
+    def picture(self, path: str | os.PathLike[str]) -> None:
+        """Draws a snapshot of the test part: its labels, what the network finds, and what the rules find.
+
+        Raises:
+            RuntimeError: there is no report yet, or no snapshot that has both kinds of event.
+        """
+        if self._example is None:
+            raise RuntimeError("nothing to draw: call report(world) first, with a test part in which there are events")
+        snapshot, masks = self._example
+        assert snapshot.labels is not None
+        shown = {"truth": snapshot.labels, "network": masks["network"], "rules": masks["corrected heuristics"]}
+        vapour = snapshot["TMQ"] if "TMQ" in snapshot.channels else None
+        title = f"{snapshot.time} UTC, of years never seen in training; neither the best nor the worst"
+        plots.snapshot(Path(path), shown, snapshot.grid, vapour, unit="TMQ [kg m$^{-2}$]", title=title)
+
+
+def _augmentation(grid: Grid) -> Augmentation | None:
+    """Whatever of it a grid allows."""
+    rows = grid.latitude
+    symmetric = float(np.abs(rows + rows[::-1]).max()) <= 0.1 * float(np.diff(rows).min())
+    return Augmentation(roll=grid.periodic, mirror=symmetric) if grid.periodic or symmetric else None

@@ -1,0 +1,186 @@
+"""Questions: what a training is about, one class of settings for each science.
+
+They import nothing heavy; `exafield.microscopy.assembly` and its like make the real objects of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from exafield.choice import Choice, Option
+from exafield.setting import RunError, above_zero, at_least, chosen
+
+# ---- microscopy ----
+
+MICROSCOPY_LOSS = Choice(
+    "loss",
+    "exafield.microscopy.loss",
+    {
+        "mse": Option("MSE", {}),
+        "huber": Option("Huber", {"start": float, "end": float, "factor": float, "every": int}),
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """Diffraction patterns that are simulated, and where they are kept.
+
+    Args:
+        crystals: "embedded" for the built-in table, the name of a data set ("crystals"), or a folder of CIF files.
+        store: where the patterns are kept, ending in .zarr or .h5. None: in the user's cache, by their parameters.
+        energy: of the beam [eV].
+        thickness: of the specimen [A].
+        largest_edge: of a cell across the beam [A]; larger cells are left out.
+    """
+
+    crystals: str = "embedded"
+    store: str | None = None
+    energy: float = 200e3
+    thickness: float = 40.0
+    largest_edge: float = 9.0
+
+    def __post_init__(self) -> None:
+        above_zero("problem.data", energy=self.energy, thickness=self.thickness, largest_edge=self.largest_edge)
+        if self.store is not None and not self.store.endswith((".zarr", ".h5", ".hdf5")):
+            raise RunError(f"problem.data: store must end in .zarr, .h5 or .hdf5, got {self.store!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microscopy:
+    """Which projected potential is behind these diffraction patterns?
+
+    Args:
+        data: what is simulated.
+        dose: electrons per pattern. None: no noise.
+        growth: channels that each layer of the dense network adds.
+        per_scan: windows of each view per epoch.
+        loss: mse, or huber such as huber:start=5,end=1,factor=0.75,every=100.
+    """
+
+    name: ClassVar[str] = "microscopy"
+
+    data: Simulation = field(default_factory=Simulation)
+    dose: float | None = 1000.0
+    growth: int = 16
+    per_scan: int = 8
+    loss: str = "mse"
+
+    def __post_init__(self) -> None:
+        above_zero("problem", dose=self.dose)
+        at_least("problem", 1, growth=self.growth, per_scan=self.per_scan)
+        chosen("problem", MICROSCOPY_LOSS, self.loss)
+
+
+# ---- climate ----
+
+NETWORK = Choice(
+    "network",
+    "exafield.climate.model",
+    {
+        "tiramisu": Option(
+            "Tiramisu",
+            {"width": float, "growth": int, "first": int, "kernel": int, "norm": str, "dropout": float},
+        ),
+        "deeplab": Option(
+            "DeepLabV3Plus",
+            {
+                "depth": int,
+                "output_stride": int,
+                "decoder": str,
+                "width": float,
+                "norm": str,
+                "dropout": float,
+                "linear": bool,
+            },
+        ),
+    },
+)
+CLIMATE_LOSS = Choice(
+    "loss",
+    "exafield.climate.loss",
+    {
+        "cross_entropy": Option("CrossEntropy", {"reduction": str, "scale": float}),
+        "focal": Option("Focal", {"gamma": float, "reduction": str, "scale": float}),
+        "jaccard": Option("Jaccard", {"smooth": float}),
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weather:
+    """Snapshots of the atmosphere with masks of extreme weather.
+
+    Args:
+        snapshots: "synthetic", which are generated, or a folder that holds the folders train, validation and test.
+        store: where generated snapshots are kept. None: in the user's cache, by their parameters.
+        latitudes: rows of the generated grid, poles included.
+        longitudes: columns of the generated grid.
+        train: snapshots generated to learn from.
+        validation: snapshots generated to look at during training.
+        test: snapshots generated to judge by, of years that training never sees.
+        weather_seed: of what is generated.
+        channels: all (sixteen), four (TMQ, U850, V850 and PSL), or names with commas between.
+        names: variables of the files that are to be taken for channels, such as TMQ=tcwv,PSL=msl; empty: by their
+            standard names.
+    """
+
+    snapshots: str = "synthetic"
+    store: str | None = None
+    latitudes: int = 144
+    longitudes: int = 216
+    train: int = 320
+    validation: int = 24
+    test: int = 48
+    weather_seed: int = 0
+    channels: str = "all"
+    names: str = ""
+
+    def __post_init__(self) -> None:
+        at_least("problem.data", 16, latitudes=self.latitudes, longitudes=self.longitudes)
+        at_least("problem.data", 1, train=self.train, validation=self.validation, test=self.test)
+        at_least("problem.data", 0, weather_seed=self.weather_seed)
+        if self.snapshots != "synthetic" and self.store is not None:
+            raise RunError("problem.data: store is for synthetic snapshots, and those of a folder are given")
+        for part in filter(None, self.names.split(",")):
+            if part.count("=") != 1:
+                raise RunError(f"problem.data: names are written CHANNEL=VARIABLE,CHANNEL=VARIABLE, got {part!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Climate:
+    """Which pixels belong to tropical cyclones, and which to atmospheric rivers?
+
+    Args:
+        data: what is learnt from.
+        network: tiramisu or deeplab, such as tiramisu:width=0.25 or deeplab:depth=26,output_stride=16,width=0.25.
+        loss: cross_entropy, focal or jaccard, such as focal:gamma=2.
+        weights: of the classes in it: inverse_root or inverse_eighth_root of their share, or equal.
+        frequencies: what share the classes have: that of the published set, or measured on the training part.
+        scaling: of fields, standard to mean 0 and deviation 1, or range to 0..1 as published.
+        augment: whether samples are rolled in longitude and mirrored at the equator, where the grid allows it.
+        workers: processes per rank that read. 0: the rank itself reads.
+        memory: for snapshots kept by each rank [MiB], if all fit; else each is read anew in every epoch.
+    """
+
+    name: ClassVar[str] = "climate"
+
+    data: Weather = field(default_factory=Weather)
+    network: str = "tiramisu:width=0.25"
+    loss: str = "cross_entropy"
+    weights: Literal["inverse_root", "inverse_eighth_root", "equal"] = "inverse_root"
+    frequencies: Literal["published", "measured"] = "published"
+    scaling: Literal["standard", "range"] = "standard"
+    augment: bool = True
+    workers: int = 0
+    memory: int = 1024
+
+    def __post_init__(self) -> None:
+        at_least("problem", 0, workers=self.workers, memory=self.memory)
+        chosen("problem", NETWORK, self.network)
+        chosen("problem", CLIMATE_LOSS, self.loss)
+
+
+#: What a run can be about.
+Question = Microscopy | Climate
+QUESTIONS: Mapping[str, type[Question]] = {kind.name: kind for kind in (Microscopy, Climate)}

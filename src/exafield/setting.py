@@ -1,0 +1,31 @@
+"""What settings have in common: how they are checked, and the error that says what is wrong."""
+
+import math
+
+from exafield.choice import Choice
+
+
+class RunError(ValueError):
+    """A run's settings are wrong; says which one, where, and what it should be."""
+
+
+def at_least(owner: str, least: float, **values: float | None) -> None:
+    """Raises RunError for a value below `least`; None is none."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise RunError(f"{owner}: {name} must be {least} or more, got {value}")
+
+
+def above_zero(owner: str, **values: float | None) -> None:
+    """Raises RunError for a value that is not above 0 and finite; None is none."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise RunError(f"{owner}: {name} must be above 0 and finite, got {value}")
+
+
+def chosen(owner: str, choice: Choice, text: str) -> None:
+    """Raises RunError for a text that names none of the choices."""
+    try:
+        choice.parse(text)
+    except ValueError as error:
+        raise RunError(f"{owner}: {error}") from error
