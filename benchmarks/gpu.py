@@ -71,6 +71,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("gpu: torch sees no CUDA device here: nothing measured")
         return
+    # Else convolutions would go by TF32 in fp32, and matrix products not.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     found: dict[str, Any] = {}
     for precision, dtype in FORMATS.items():
         most = peak(dtype)

@@ -1,7 +1,8 @@
 """Runs: settings, run files, and the objects made of them."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,7 +13,18 @@ from hypothesis import strategies as st
 from exafield import assembly, optim, runfile
 from exafield.choice import Choice
 from exafield.microscopy import Generation, Window
-from exafield.question import MICROSCOPY_LOSS, Microscopy, Simulation
+from exafield.microscopy import assembly as microscopy
+from exafield.question import (
+    CLIMATE_LOSS,
+    MICROSCOPY_LOSS,
+    NETWORK,
+    QUESTIONS,
+    Climate,
+    Microscopy,
+    Question,
+    Simulation,
+    Weather,
+)
 from exafield.reduce import Auto, Bitvector, Flat, Fused, GraphAware, Reducer, Tree
 from exafield.run import (
     COLLECTIVE,
@@ -30,7 +42,7 @@ from exafield.run import (
     laptop,
 )
 
-CHOICES = (CONTROL, GROUPING, COLLECTIVE, OPTIMISER, SCHEDULE, TIMED_SCHEDULE, MICROSCOPY_LOSS)
+CHOICES = (CONTROL, GROUPING, COLLECTIVE, OPTIMISER, SCHEDULE, TIMED_SCHEDULE, MICROSCOPY_LOSS, CLIMATE_LOSS, NETWORK)
 
 
 def short(**training: object) -> Run:
@@ -44,7 +56,7 @@ def short(**training: object) -> Run:
 def test_every_listed_class_has_the_listed_parameters(choice: Choice) -> None:
     for option in choice.options.values():
         kind = getattr(import_module(choice.module), option.name)
-        types = {field.name: field.type for field in fields(kind)}
+        types = {name: parameter.annotation for name, parameter in signature(kind).parameters.items()}
         for name, listed in option.parameters.items():
             assert types[name] == listed or listed is str, f"{option.name}.{name}"
 
@@ -83,11 +95,24 @@ def test_wrong_text_says_what_would_be_right(choice: Choice, text: str, said: st
 
 
 def test_complete_text_gives_the_same_object_and_names_every_parameter() -> None:
-    for choice in (CONTROL, GROUPING, COLLECTIVE, OPTIMISER, MICROSCOPY_LOSS):
+    for choice in (CONTROL, GROUPING, COLLECTIVE, OPTIMISER, MICROSCOPY_LOSS, CLIMATE_LOSS):
         for name in choice.options:
             text = choice.complete(name)
             assert choice.build(text) == choice.build(name)
             assert set(choice.parse(text)[1]) == set(choice.options[name].parameters)
+
+
+def test_complete_text_of_a_network_keeps_what_was_given() -> None:
+    text = NETWORK.complete("tiramisu:kernel=3,width=0.1")
+    assert NETWORK.parse(text)[1] == {
+        "width": 0.1,
+        "growth": 32,
+        "first": 48,
+        "kernel": 3,
+        "norm": None,
+        "dropout": 0.2,
+    }
+    assert NETWORK.complete(text) == text
 
 
 # ---- the tree ----
@@ -145,11 +170,25 @@ def test_presets_survive_a_run_file(preset: str) -> None:
     ),
     st.builds(
         Microscopy, dose=st.none() | st.floats(1e-6, 1e9), data=st.builds(Simulation, crystals=st.text("a: #-\n'"))
+    )
+    | st.builds(
+        Climate,
+        data=st.builds(Weather, channels=st.sampled_from(["all", "TMQ,PSL"]), latitudes=st.integers(16, 768)),
+        weights=st.sampled_from(["equal", "inverse_root"]),
+        augment=st.booleans(),
     ),
 )
-def test_any_run_survives_a_run_file(training: Training, problem: Microscopy) -> None:
+def test_any_run_survives_a_run_file(training: Training, problem: Question) -> None:
     run = Run(problem=problem, training=training)
     assert runfile.read(runfile.write(run, "1.2.3")) == run
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_problem_has_every_preset(name: str, preset: str) -> None:
+    run = PRESETS[preset](name)
+    assert run.problem.name == name
+    assert runfile.read(runfile.write(assembly.complete(run), "1")) == assembly.complete(run)
 
 
 def test_a_shorter_run_file_takes_the_rest_from_the_defaults() -> None:
@@ -275,8 +314,8 @@ def test_too_few_gpus_are_no_surprise_later(ranks: int, gpus: int, monkeypatch: 
 
 def test_crystals_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no folder 'embeded'.*did you mean 'embedded'"):
-        assembly.crystals("embeded")
+        microscopy.crystals("embeded")
     monkeypatch.setenv("EXAFIELD_CACHE", str(tmp_path))
     monkeypatch.delenv("EXAFIELD_DATA", raising=False)
     with pytest.raises(RuntimeError, match="exafield data get crystals"):
-        assembly.crystals(full().problem.data.crystals)
+        microscopy.crystals(full().problem.data.crystals)

@@ -3,7 +3,7 @@
 import dataclasses
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from exafield.engine import MapEngine
 from exafield.optim import Optimiser, Schedule
@@ -30,6 +30,7 @@ from exafield.tensorboard import TensorBoard, check_tensorboard
 _WARMUP = 30
 
 
+@runtime_checkable
 class Subject(Protocol):
     """A science's `assembly` module: makes the real objects of its question's settings.
 
@@ -157,8 +158,11 @@ def subject(question: Question) -> Subject:
     return made
 
 
-def problem(run: Run) -> Problem:
-    """The problem a run is about."""
+def problem(run: Run) -> Any:
+    """The problem a run is about, a :class:`exafield.problem.Problem`.
+
+    It is not annotated as one: a check at run time would look at its source, and data would be made for that.
+    """
     training = run.training
     return subject(run.problem).problem(
         run.problem, optimiser=optimiser(training), schedule=schedule(training), seed=training.seed

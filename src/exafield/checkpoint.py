@@ -223,6 +223,19 @@ class Checkpoints:
             )
         return None
 
+    def read(self, step: int, wanted: Sequence[str]) -> Loaded:
+        """Reads the checkpoint of a step, on this rank alone.
+
+        Args:
+            wanted: names of the shared trees.
+        Raises:
+            CheckpointError: it is not there any more, or not whole.
+        """
+        try:
+            return self._read(step, wanted, {})
+        except (_DamageError, OSError) as error:
+            raise CheckpointError(f"checkpoint {self.path(step)} cannot be read: {error}") from error
+
     def _set_aside(self, step: int) -> None:
         path = self.path(step)
         try:

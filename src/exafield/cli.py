@@ -3,21 +3,24 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from exafield import __version__
+from exafield.arguments import Cite, Data, Doctor, Generate, ReportOn, Submit, TraceOf, Train
 from exafield.environment import Place, detect
 from exafield.given import check_problem, flag_value, problem_named, starting_run
 from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
-from exafield.question import Question, Simulation, Weather
-from exafield.run import PRESETS, Run, RunError, Training, laptop
-from exafield.submit import Allocation, destination, script, submit
+from exafield.question import Question
+from exafield.run import PRESETS, RunError, Training
+from exafield.submit import destination, script, submit
 from exafield.suggestion import unknown
 from exafield.watchdog import WorldAborted
+
+if TYPE_CHECKING:
+    from exafield.engine import MapEngine
 
 FAILED, USAGE, MISSED, INTERRUPTED = 1, 2, 3, 130
 
@@ -27,6 +30,8 @@ usage: exafield COMMAND [OPTIONS]
   train PROBLEM       trains the networks of a scientific problem (microscopy, climate)
   submit PROBLEM      the same as a SLURM job that stops in time, requeues and goes on
   generate PROBLEM    simulates the data of a problem, without training
+  apply PROBLEM RUN   uses what a training has learnt (climate)
+  climate COMMAND     files of snapshots and masks: storms and their statistics, rules of thumb, pictures
   taskbench COMMAND   measures how fine-grained tasks may be on parallel programming systems (run, metg, engines, ...)
   data list           public data sets; also: data where NAME, data get NAME
   trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
@@ -36,137 +41,6 @@ usage: exafield COMMAND [OPTIONS]
 
 exafield COMMAND --help says more; exafield --version prints the version.
 """
-
-
-@dataclass(frozen=True)
-class Train:
-    """Trains the networks of a scientific problem.
-
-    Under torchrun, srun or mpirun each process runs this command; alone, `--ranks N` starts N of them on this machine.
-
-    Args:
-        problem: microscopy or climate.
-        preset: where settings that are not given come from. None: laptop.
-        config: a run file to take them from instead.
-        resume: folder of a run to go on with, from its newest checkpoint.
-        ranks: processes on this machine. None: one.
-        gate: end with exit code 3 if the problem's gate is missed.
-        run: settings of the run.
-    """
-
-    problem: tyro.conf.Positional[str]
-    preset: Literal["laptop", "full"] | None = None
-    config: Path | None = None
-    resume: Path | None = None
-    ranks: int | None = None
-    gate: tyro.conf.FlagCreatePairsOff[bool] = False
-    run: Run = field(default_factory=laptop)
-
-
-@dataclass(frozen=True)
-class Submit:
-    """Submits a training as a SLURM job that stops before its time limit, requeues itself, and goes on.
-
-    Args:
-        problem: microscopy or climate.
-        preset: where settings that are not given come from. None: laptop.
-        config: a run file to take them from instead.
-        resume: folder of a run to go on with, from its newest checkpoint.
-        dry: print the batch script, and do nothing.
-        job: what is asked for.
-        run: settings of the run.
-    """
-
-    problem: tyro.conf.Positional[str]
-    preset: Literal["laptop", "full"] | None = None
-    config: Path | None = None
-    resume: Path | None = None
-    dry: tyro.conf.FlagCreatePairsOff[bool] = False
-    job: Allocation = field(default_factory=Allocation)
-    run: Run = field(default_factory=laptop)
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Simulates the data of a problem. Interrupted, it goes on where it stopped when called again.
-
-    Args:
-        problem: microscopy or climate.
-        preset: where settings that are not given come from.
-        engine: what runs the simulations: processes (all cores), or another that maps, see exafield taskbench engines.
-        engine_address: of a cluster of that system that is up already. None: it is started here.
-        task_size: samples that go into one task of the engine. None: measured, so that 95 % of a task is for them.
-        data: what is simulated.
-    """
-
-    problem: tyro.conf.Positional[str]
-    preset: Literal["laptop", "full"] = "laptop"
-    engine: str = "processes"
-    engine_address: str | None = None
-    task_size: int | None = None
-    data: Simulation | Weather = field(default_factory=Simulation)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Public data sets: which there are, where they lie, and how to have them here.
-
-    Args:
-        action: list, where or get.
-        name: of the data set, for where and get.
-        url: address of an archive, for get.
-    """
-
-    action: tyro.conf.Positional[Literal["list", "where", "get"]]
-    name: tyro.conf.Positional[str | None] = None
-    url: str | None = None
-
-
-@dataclass(frozen=True)
-class TraceOf:
-    """Sums up the trace of a run: phases, communication hidden and exposed, rounds, the slowest rank, changes.
-
-    Args:
-        run: a run folder, or a trace file.
-    """
-
-    run: tyro.conf.Positional[Path]
-
-
-@dataclass(frozen=True)
-class ReportOn:
-    """Writes report.html of a run: what it was and what came of it, in one file that loads nothing from elsewhere.
-
-    Every training writes it at its end. Here it is made anew, also for a run that failed or still goes on.
-
-    Args:
-        run: a run folder.
-        baseline: folder of the same run on one rank, to compare the speed with.
-        out: the page. None: report.html in the run folder.
-    """
-
-    run: tyro.conf.Positional[Path]
-    baseline: Path | None = None
-    out: Path | None = None
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Tells versions, back ends, cores and memory, and checks a reduction of gradients over two processes.
-
-    Under torchrun, srun or mpirun it checks the reduction over the ranks there are.
-    """
-
-
-@dataclass(frozen=True)
-class Cite:
-    """Prints the papers behind what is used.
-
-    Args:
-        bibtex: as BibTeX entries.
-    """
-
-    bibtex: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,6 +73,8 @@ def _command(argv: list[str], place: Place) -> int:
         "train": _train,
         "submit": _submit,
         "generate": _generate,
+        "apply": _apply,
+        "climate": _climate,
         "taskbench": _taskbench,
         "data": _data,
         "trace": _trace,
@@ -302,22 +178,40 @@ def _generate(argv: list[str], place: Place) -> int:
     base = PRESETS[preset if preset in PRESETS else "laptop"](problem_named(argv))
     arguments = _parsed(Generate, "generate", argv, Generate(problem="", data=base.problem.data))
     check_problem(arguments.problem, base)
-    from exafield.engine import MapEngine, engine
     from exafield.job import generate
 
     size = arguments.task_size
     if size is not None and size < 1:
         raise RunError(f"--task-size {size}: a task needs at least one sample")
-    address = {} if arguments.engine_address is None else {"address": arguments.engine_address}
-    try:
-        chosen = engine(arguments.engine, **address)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    if not isinstance(chosen, MapEngine):
-        raise RunError(f"engine {arguments.engine!r} runs task graphs only: exafield taskbench engines tells which map")
+    chosen = _engine(arguments.engine, arguments.engine_address)
     question: Question = replace(base.problem, data=arguments.data)  # type: ignore[arg-type]
     print(generate(question, chosen, _say, name=arguments.engine, task_size=size))
     return 0
+
+
+def _engine(name: str, address: str | None) -> "MapEngine":
+    """The engine of a name, which must be one that maps."""
+    from exafield.engine import MapEngine, engine
+
+    try:
+        made = engine(name, **({} if address is None else {"address": address}))
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if not isinstance(made, MapEngine):
+        raise RunError(f"engine {name!r} runs task graphs only: exafield taskbench engines tells which map")
+    return made
+
+
+def _apply(argv: list[str], place: Place) -> int:
+    from exafield.apply import main as carry_out
+
+    return carry_out(argv, _parsed, _engine)
+
+
+def _climate(argv: list[str], place: Place) -> int:
+    from exafield.climate.command import main as carry_out
+
+    return carry_out(argv)
 
 
 def _taskbench(argv: list[str], place: Place) -> int:

@@ -47,7 +47,7 @@ def test_deeplab_has_the_published_weights() -> None:
     with META:
         model = DeepLabV3Plus()
         assert round(weights(model) / 1e6, 1) == 43.7
-        assert round(weights(DeepLabV3Plus(norm="none")) / 1e6, 1) == 43.7
+        assert round(weights(DeepLabV3Plus(norm=None)) / 1e6, 1) == 43.7
         # The encoders differ by seventeen units of block 3: 1x1 and 3x3 and 1x1 filters and what normalises them.
         unit = 2 * 1024 * 256 + 9 * 256 * 256 + 1024 + 2 * (1024 + 2 * 256)
         assert weights(DeepLabV3Plus(depth=101)) - weights(model) == 17 * unit
@@ -103,7 +103,7 @@ def test_convolution_of_parts_equals_that_of_their_concatenation() -> None:
         layer(*parts[:2])
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "half"])
+@pytest.mark.parametrize("norm", [None, "batch", "half"])
 def test_a_dense_block_equals_the_usual_one(norm: str) -> None:
     torch.manual_seed(0)
     block = DenseBlock(3, 4, 2, 3, norm, 0.0, False).double()  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ def test_refusals() -> None:
         lambda: small("tiramisu"),
         lambda: small("tiramisu", norm="batch"),
         lambda: small("deeplab"),
-        lambda: small("deeplab", norm="none", decoder="deconv", output_stride=16),
+        lambda: small("deeplab", norm=None, decoder="deconv", output_stride=16),
         lambda: small("deeplab", norm="half", linear=True),
         lambda: small("deeplab", decoder="bilinear", periodic=True),
     ],
@@ -247,7 +247,7 @@ def test_weights_follow_from_the_seed(kind: str) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("norm", ["batch", None])
 def test_fresh_networks_keep_the_size_of_values(norm: str) -> None:
     torch.manual_seed(0)
     deep = DeepLabV3Plus(4, depth=101, width=0.125, norm=norm).train()  # type: ignore[arg-type]

@@ -18,6 +18,8 @@ from exafield.climate.snapshot import Snapshot
 from exafield.world import World
 
 Masks = Mapping[str, NDArray[np.uint8]]
+#: What the heuristics look at.
+RULE_CHANNELS = ("TMQ", "U850", "V850", "PSL", "T200", "T500", "PRECT")
 # Background pixels of each training snapshot that the classifier of single pixels learns from; our choice.
 _PIXELS = 2000
 
@@ -78,7 +80,11 @@ def predicted(network: nn.Module, snapshot: Snapshot, statistics: Statistics) ->
 
 
 def rules(snapshot: Snapshot) -> Masks:
-    """Masks by the published heuristics and their corrected variant, as far as the channels allow."""
+    """Masks by the published heuristics and their corrected variant.
+
+    Raises:
+        ValueError: one of `RULE_CHANNELS` is missing.
+    """
     values = dict(zip(snapshot.channels, snapshot.values, strict=True))
     return {variant: label(values, snapshot.grid, variant) for variant in ("published", "corrected")}
 

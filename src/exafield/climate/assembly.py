@@ -1,11 +1,11 @@
 """The settings of a climate run made into the objects they describe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from exafield.climate.fields import CHANNELS, FOUR
 from exafield.climate.generate import Generation, default_path
@@ -136,7 +136,16 @@ def generate(data: Weather, engine: MapEngine) -> Path:
     return path
 
 
-def segmenter(question: Climate, periodic: bool) -> Segmenter:
-    """The network of these settings, untrained: a checkpoint fills it."""
+def segmenter(question: Climate, state: Mapping[str, Tensor]) -> Segmenter:
+    """The network of these settings, with the weights of a checkpoint.
+
+    Args:
+        state: of its module.
+    Raises:
+        RuntimeError: it is that of another network.
+    """
     wanted = channels(question.data.channels)
-    return Segmenter(MakeNetwork(question.network)(len(wanted), periodic), wanted, question.scaling)
+    network = MakeNetwork(question.network)(len(wanted), bool(state["periodic"]))
+    made = Segmenter(network, wanted, question.scaling)
+    made.load_state_dict(state)
+    return made.eval()

@@ -97,6 +97,16 @@ class GroupReader:
         """None are published."""
         return {}
 
+    @property
+    def variables(self) -> Sequence[str]:
+        """The channels."""
+        return self._channels
+
+    def variable(self, channel: str) -> str:
+        """The channel itself."""
+        self._places([channel])
+        return channel
+
     def unit(self, channel: str) -> str | None:
         """Never told: the published files are in the units of the channels."""
         self._places([channel])

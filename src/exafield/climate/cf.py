@@ -168,6 +168,15 @@ class DatasetReader:
             self._found[channel] = find(channel, self._variables, self._names)
         return self._found[channel]
 
+    @property
+    def variables(self) -> Sequence[str]:
+        """Those on the two horizontal axes."""
+        return [variable.name for variable in self._variables]
+
+    def variable(self, channel: str) -> str:
+        """By name, CF standard name or alias, or as the user says."""
+        return self._variable(channel).name
+
     def unit(self, channel: str) -> str | None:
         """The attribute `units`."""
         unit = self._data[self._variable(channel).name].attrs.get("units")

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 #: Between a convolution and its ReLU: batch normalisation; nothing; or half of the values, which in the published runs
 #: without batch normalisation kept fp16 from overflowing.
-Norm = Literal["batch", "none", "half"]
+Norm = Literal["batch", "half"] | None
 
 
 class Convolution(nn.Conv2d):
@@ -130,9 +130,9 @@ def norm_layer(kind: Norm, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
     if kind == "half":
         return Half()
-    if kind == "none":
+    if kind is None:
         return nn.Identity()
-    raise ValueError(f"norm must be 'batch', 'none' or 'half', got {kind!r}")
+    raise ValueError(f"norm must be 'batch', 'half' or None, got {kind!r}")
 
 
 def rectified(norm: nn.Module, x: Tensor, *, keep: bool = False) -> Tensor:

@@ -57,7 +57,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList([Layer(inputs, outputs, 1, norm, periodic)])
         self.branches.extend(Layer(inputs, outputs, 3, norm, periodic, rate) for rate in rates)
-        self.whole = Layer(inputs, outputs, 1, "none" if norm == "batch" else norm, periodic)
+        self.whole = Layer(inputs, outputs, 1, None if norm == "batch" else norm, periodic)
         self.project = Layer(outputs * (2 + len(rates)), outputs, 1, norm, periodic)
         self.dropout = dropout
 
@@ -130,7 +130,7 @@ class DeepLabV3Plus(Fitted):
             self.full.extend(Convolution(i, o, 3, periodic=periodic) for i, o in sizes)
         self.exit = Convolution(features, classes)
         he_initialise(self)
-        if norm == "none":
+        if norm is None:
             self.encoder.temper()
 
     def logits(self, x: Tensor) -> Tensor:

@@ -45,6 +45,15 @@ class Reader(Protocol):
         """Texts that the file tells of itself, such as its history."""
         ...
 
+    @property
+    def variables(self) -> Sequence[str]:
+        """Names of all fields in the file."""
+        ...
+
+    def variable(self, channel: str) -> str:
+        """Which of them is the channel; raises LookupError if none is."""
+        ...
+
     def unit(self, channel: str) -> str | None:
         """As the file tells it, None if it does not; finds the channel, or raises LookupError."""
         ...

@@ -177,7 +177,8 @@ def _full_precision(logits: Tensor) -> torch.autocast:
 def _weights(logits: Tensor, weights: tuple[float, ...]) -> Tensor:
     if len(weights) != logits.shape[1]:
         raise ValueError(f"{len(weights)} weights were given for {logits.shape[1]} classes: give one for each")
-    return torch.tensor(weights, device=logits.device)
+    # Made there, or copied the usual way, they would make the step wait for the device.
+    return torch.tensor(weights).to(logits.device, non_blocking=True)
 
 
 def _check(weights: Sequence[float], reduction: str) -> None:

@@ -47,7 +47,9 @@ class Masks:
                 )
         calendars = {calendar_of(time) for time in times}
         if len(calendars) > 1:
-            raise SnapshotError(f"the masks are of different calendars, {', '.join(sorted(calendars))}: take them apart")
+            raise SnapshotError(
+                f"the masks are of different calendars, {', '.join(sorted(calendars))}: take them apart"
+            )
         self._order = sorted(range(len(times)), key=lambda index: times[index])
         for one, other in pairwise(self._order):
             if times[one] == times[other]:
@@ -143,6 +145,11 @@ def present(path: str, channels: Sequence[str], how: How) -> tuple[tuple[str, ..
     return tuple(there), absent
 
 
+def nowhere(reason: str) -> bool:
+    """Whether a channel is absent since no variable is like it, and not since several are, or it has no level."""
+    return reason.startswith(("no variable is", "no channel"))
+
+
 class Fields:
     """Fields by time. Files may have all channels, or each its own, as archives of models and reanalyses do.
 
@@ -176,7 +183,9 @@ class Fields:
             reasons = absent | reasons
         found = {channel for group in alike for channel in group}
         if not found:
-            raise SnapshotError(f"{', '.join(map(str, paths))}: none of {', '.join(channels)} is there: {_first(reasons)}")
+            raise SnapshotError(
+                f"{', '.join(map(str, paths))}: none of {', '.join(channels)} is there: {_first(reasons)}"
+            )
         #: Those that there are, and of each other one why not.
         self.channels = tuple(channel for channel in channels if channel in found)
         self.absent = {channel: reasons[channel] for channel in channels if channel not in found}

@@ -32,9 +32,11 @@ class Parts:
     def __init__(self, folder: str | Path, channels: Sequence[str], names: Mapping[str, str] | None = None) -> None:
         self.folder, self.channels, self._names = Path(folder), tuple(channels), dict(names or {})
 
-    def open(self, part: Part) -> Snapshots:
+    def open(self, part: Part, more: Sequence[str] = ()) -> Snapshots:
         """The snapshots of a part.
 
+        Args:
+            more: channels that are read behind those of this object.
         Raises:
             SnapshotError: they are not there, not of one grid, or a channel is missing.
         """
@@ -42,7 +44,7 @@ class Parts:
             raise SnapshotError(
                 f"{self.folder} has no folder {part!r}: put snapshots with labels into {', '.join(PARTS)} there"
             )
-        return open_snapshots(self.folder / part, channels=self.channels, names=self._names)
+        return open_snapshots(self.folder / part, channels=(*self.channels, *more), names=self._names)
 
     @cached_property
     def train(self) -> Snapshots:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exafield.climate import basins, clock
+from exafield.climate.besttracks import Course
 from exafield.climate.clock import SEASONS
 from exafield.climate.components import into_turn
 from exafield.climate.events import Event
@@ -109,10 +110,11 @@ def _outlines(axes: Any, mask: NDArray[Any], grid: Grid) -> None:
             axes.contour(longitude, grid.latitude, of_kind, levels=[0.5], colors=[colour], linewidths=1.1)
 
 
-def _legend(axes: Any, kinds: Iterable[int] = (CYCLONE, RIVER)) -> None:
+def _legend(axes: Any, kinds: Iterable[int] = (CYCLONE, RIVER), *, best: bool = False) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=COLOURS[kind], label=CLASSES[kind]) for kind in kinds]
+    handles += [Line2D([], [], color="black", linestyle="--", label="best track")] if best else []
     axes.legend(handles=handles, fontsize=7, loc="lower left", framealpha=0.85)
 
 
@@ -177,10 +179,54 @@ def snapshot(
     figure.savefig(path)
 
 
-def tracks(path: str | Path, followed: Sequence[Track], grid: Grid, *, title: str = "") -> None:
-    """Ways of cyclones and rivers; a dot where each began, for cyclones the larger the stronger the wind."""
+def panels(
+    path: str | Path,
+    fields: dict[str, NDArray[Any]],
+    grid: Grid,
+    mask: NDArray[Any] | None = None,
+    *,
+    title: str = "",
+) -> None:
+    """Several fields of one snapshot below each other, each with its own colours, and the mask over all.
+
+    Args:
+        path: of the picture.
+        fields: by name and unit.
+        grid: of fields and mask.
+        mask: classes; None: there is none.
+        title: over all.
+    """
+    figure = _figure(grid, extra=0.0)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height * len(fields) + 0.5)
+    rows = figure.subplots(len(fields), 1, squeeze=False)[:, 0]
+    for axes, (name, field) in zip(rows, fields.items(), strict=True):
+        shown = draw_snapshot(axes, np.zeros(grid.shape) if mask is None else mask, grid, field)
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01, extend="max")
+        bar.set_label(name, fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    if mask is not None:
+        _legend(rows[-1])
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path)
+
+
+def tracks(
+    path: str | Path, followed: Sequence[Track], grid: Grid, best: Sequence[Course] = (), *, title: str = ""
+) -> None:
+    """Ways of cyclones and rivers; a dot where each began, for cyclones the larger the stronger the wind.
+
+    Args:
+        path: of the picture.
+        followed: tracks.
+        grid: whose region is shown.
+        best: best tracks, dashed and black.
+        title: over all.
+    """
     figure = _figure(grid)
     axes = figure.subplots()
+    for storm in best:
+        _line(axes, storm.latitude, storm.longitude, grid, color="black", linewidth=1.0, linestyle="--")
     for track in followed:
         north, east = ([getattr(event, name) for event in track.events] for name in ("latitude", "longitude"))
         colour = COLOURS[track.kind]
@@ -189,7 +235,7 @@ def tracks(path: str | Path, followed: Sequence[Track], grid: Grid, *, title: st
         size = 3.0 if track.kind != CYCLONE or np.isnan(wind) else float(np.clip(wind / 10.0, 2.0, 8.0))
         axes.plot(into_turn(east[0], grid), north[0], "o", color=colour, markersize=size)
     _map(axes, grid)
-    _legend(axes, sorted({track.kind for track in followed}) or (CYCLONE, RIVER))
+    _legend(axes, sorted({track.kind for track in followed}) or (CYCLONE, RIVER), best=bool(best))
     axes.set_title(title or f"{len(followed)} tracks", fontsize=_SMALL)
     figure.savefig(path)
 
@@ -202,7 +248,7 @@ def frequency(path: str | Path, maps: dict[str, NDArray[np.float64]], grid: Grid
     panels = figure.subplots(len(maps), 1, squeeze=False)[:, 0]
     for axes, (name, often) in zip(panels, maps.items(), strict=True):
         high = float(np.nanmax(often)) if np.isfinite(often).any() else 0.0
-        shown = _field(axes, 100.0 * often, grid, cmap="YlGnBu", vmin=0.0, vmax=max(100.0 * high, 1e-3))
+        shown = _field(axes, 100.0 * often, grid, cmap="YlGnBu", vmin=0.0, vmax=100.0 * high or 1.0)
         _map(axes, grid)
         axes.set_title(name, fontsize=_SMALL)
         bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01)
@@ -228,6 +274,7 @@ def counts(path: str | Path, rows: Sequence[Count], *, title: str = "") -> None:
         axes.set_xticks(np.arange(len(basins.BASINS)), basins.BASINS)
         axes.set_title(CLASSES[kind], fontsize=_SMALL)
         axes.set_ylabel("tracks that began", fontsize=7)
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))  # also where there is none
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(labelsize=7)
     axes.legend(fontsize=7)
@@ -250,8 +297,9 @@ def shares(path: str | Path, rows: Sequence[Share], *, title: str = "") -> None:
         axes.bar(np.arange(len(rows)) + 0.2 * i - 0.3, height, 0.2, color=colour, label=label)
     axes.set_xticks(np.arange(len(rows)), [row.basin for row in rows])
     axes.set_ylabel("share of the basin [%]", fontsize=7)
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     axes.tick_params(labelsize=7)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=len(bars))
     axes.set_title(title, fontsize=_SMALL)
     figure.savefig(path)
 
@@ -290,14 +338,14 @@ def film(
         axes = figure.subplots()
         shown = draw_snapshot(axes, mask, grid, field, limits=limits)
         if shown is not None:
-            bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01)
+            bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01, extend="max")
             bar.set_label(unit, fontsize=7)
             bar.ax.tick_params(labelsize=7)
         axes.set_title(clock.text(time).replace("T", " "), fontsize=_SMALL)
         _legend(axes)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
-        pictures.append(Image.open(buffer).convert("P", palette=Image.Palette.ADAPTIVE, colors=128))
+        pictures.append(Image.open(buffer).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT))
     if not pictures:
         raise ValueError(f"there are no snapshots to make {path} of")
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from exafield.batchnorm import SyncBatchNorm
 from exafield.climate import plots
 from exafield.climate.analysis import (
+    RULE_CHANNELS,
     Masks,
     Report,
     compare,
@@ -23,13 +26,14 @@ from exafield.climate.analysis import (
 from exafield.climate.augment import Augmentation
 from exafield.climate.decoding import Scaling
 from exafield.climate.fields import CHANNELS
-from exafield.climate.generate import Generation, Part, default_path, generate
+from exafield.climate.generate import Generation, default_path, generate
 from exafield.climate.grid import Grid
 from exafield.climate.loss import CrossEntropy, Loss
 from exafield.climate.metrics import Tally
 from exafield.climate.parts import Parts
+from exafield.climate.reading import Snapshots
 from exafield.climate.segmenter import Segmenter
-from exafield.climate.snapshot import Snapshot
+from exafield.climate.snapshot import Snapshot, SnapshotError
 from exafield.climate.source import ClimateSource
 from exafield.climate.tiramisu import Tiramisu
 from exafield.optim import AdamW, Constant, Optimiser, Schedule
@@ -130,6 +134,8 @@ class ClimateProblem:
             network = self._network(len(self.channels), source.snapshots.axes.grid.periodic)
             self.model = Segmenter(network, self.channels, self._scaling)
             self.model.set_statistics(self.parts.statistics)
+            if world.size > 1:  # else ranks would judge their samples by networks that differ
+                SyncBatchNorm.convert(self.model, world)
         model = self.model
         loss = self._loss if isinstance(self._loss, Loss) else self._loss(self.parts.frequencies)
 
@@ -143,22 +149,13 @@ class ClimateProblem:
         background too."""
         assert self.model is not None, "players() makes the model"
         tally = Tally()
-        for snapshot in self._share("validation", world):
+        for snapshot in _share(self.parts.open("validation"), world):
             assert snapshot.labels is not None
             guess = torch.from_numpy(self.model.classify(snapshot.values))
             tally.add(guess[None], torch.from_numpy(snapshot.labels)[None])
         scores = tally.scores(world)
         _, cyclone, river = scores.iou.tolist()
         return {"mean_iou": scores.mean_iou, "iou_cyclone": cyclone, "iou_river": river}
-
-    def _share(self, part: Part, world: World) -> Iterator[Snapshot]:
-        """This rank's snapshots of a part."""
-        snapshots = self.parts.open(part)
-        try:
-            for index in range(world.rank, len(snapshots), world.size):
-                yield snapshots[index]
-        finally:
-            snapshots.close()
 
     # ---- the verdict ----
 
@@ -171,30 +168,43 @@ class ClimateProblem:
         chosen = np.linspace(0, len(train) - 1, min(_PIXEL_SNAPSHOTS, len(train))).round().astype(int)
         single = pixel_classifier([train[int(i)] for i in chosen], statistics, self._seed)
         kept: list[tuple[float, Snapshot, Masks]] = []
+        test, ruled = self._test_part()
+        own = len(self.channels)
 
         def masks(snapshot: Snapshot) -> Masks:
             return {
-                "network": model.classify(snapshot.values),
-                **{f"{name} heuristics": mask for name, mask in rules(snapshot).items()},
-                "single pixels": predicted(single, snapshot, statistics),
+                "network": model.classify(snapshot.values[:own]),
+                **({f"{name} heuristics": mask for name, mask in rules(snapshot).items()} if ruled else {}),
+                "single pixels": predicted(single, replace(snapshot, values=snapshot.values[:own]), statistics),
                 "all background": nothing(snapshot),
             }
 
         def judged() -> Iterator[tuple[Snapshot, Masks]]:
-            for snapshot in self._share("test", world):
+            for snapshot in _share(test, world):
                 found = masks(snapshot)
                 assert snapshot.labels is not None
                 if world.rank == 0 and storms_in(snapshot.labels):
                     kept.append((float((found["network"] == snapshot.labels).mean()), snapshot, found))
                 yield snapshot, found
 
-        names = ("network", "published heuristics", "corrected heuristics", "single pixels", "all background")
+        by_rules = ("published heuristics", "corrected heuristics") if ruled else ()
+        names = ("network", *by_rules, "single pixels", "all background")
         scores = compare(judged(), world, names)
         model.train(training)
         if kept:  # not the prettiest one: the median by share of pixels that are right
             kept.sort(key=lambda entry: entry[0])
             self._example = kept[len(kept) // 2][1:]
         return Report(scores) if world.rank == 0 else None
+
+    def _test_part(self) -> tuple[Snapshots, bool]:
+        """The test part, with the channels of the heuristics behind the network's, and whether these are there."""
+        more = [name for name in RULE_CHANNELS if name not in self.channels]
+        try:
+            return self.parts.open("test", more), True
+        except SnapshotError:
+            if not more:
+                raise
+            return self.parts.open("test"), False
 
     def picture(self, path: str | os.PathLike[str]) -> None:
         """Draws a snapshot of the test part: its labels, what the network finds, and what the rules find.
@@ -206,10 +216,21 @@ class ClimateProblem:
             raise RuntimeError("nothing to draw: call report(world) first, with a test part in which there are events")
         snapshot, masks = self._example
         assert snapshot.labels is not None
-        shown = {"truth": snapshot.labels, "network": masks["network"], "rules": masks["corrected heuristics"]}
+        shown = {"truth": snapshot.labels, "network": masks["network"]}
+        if "corrected heuristics" in masks:
+            shown["corrected heuristics"] = masks["corrected heuristics"]
         vapour = snapshot["TMQ"] if "TMQ" in snapshot.channels else None
         title = f"{snapshot.time} UTC, of years never seen in training; neither the best nor the worst"
         plots.snapshot(Path(path), shown, snapshot.grid, vapour, unit="TMQ [kg m$^{-2}$]", title=title)
+
+
+def _share(snapshots: Snapshots, world: World) -> Iterator[Snapshot]:
+    """This rank's, one after the other; files are closed at the end."""
+    try:
+        for index in range(world.rank, len(snapshots), world.size):
+            yield snapshots[index]
+    finally:
+        snapshots.close()
 
 
 def _augmentation(grid: Grid) -> Augmentation | None:

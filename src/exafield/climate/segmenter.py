@@ -23,12 +23,15 @@ class Segmenter(nn.Module):
 
     shift: Tensor
     factor: Tensor
+    periodic: Tensor
 
     def __init__(self, network: nn.Module, channels: Sequence[str], scaling: Scaling = "standard") -> None:
         super().__init__()
         self.network, self.channels, self.scaling = network, tuple(channels), scaling
         self.register_buffer("shift", torch.zeros(len(self.channels)))
         self.register_buffer("factor", torch.ones(len(self.channels)))
+        # Whether the network takes longitudes to close; kept, since no setting of a run tells it.
+        self.register_buffer("periodic", torch.tensor(bool(getattr(network, "periodic", False))))
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes note of how fields are scaled.

@@ -136,15 +136,15 @@ def lines(comparison: Comparison, within: float, hours: float) -> list[str]:
     """What came of it, to print."""
     hits, misses = len(comparison.hits), len(comparison.misses)
     false, pieces = len(comparison.false_alarms), len(comparison.fragments)
+    found = f"{hits} hits, {misses} misses (probability of detection {comparison.detection_probability:.2f})"
+    others = f"{false} false alarms (ratio {comparison.false_alarm_ratio:.2f}), {pieces} fragments"
     rows = [
-        f"{hits + misses} storms of the best tracks, found within {within / 1e3:g} km and {hours:g} h: {hits} hits, "
-        f"{misses} misses (probability of detection {comparison.detection_probability:.2f})",
-        f"{hits + false + pieces} tracks of cyclones: {false} false alarms (ratio "
-        f"{comparison.false_alarm_ratio:.2f}), {pieces} fragments of storms found otherwise",
+        f"{hits + misses} storms of the best tracks, looked for within {within / 1e3:g} km and {hours:g} h: {found}",
+        f"{hits + false + pieces} tracks of cyclones: {others} of storms found otherwise",
     ]
     if hits:
         apart = np.mean([hit.distance for hit in comparison.hits]) / 1e3
         lead = np.mean([hit.lead for hit in comparison.hits])
-        when = f"{abs(lead):.1f} h {'before' if lead > 0 else 'after'} the best track begins"
-        rows.append(f"found storms are {apart:.0f} km from the best track on average, and begin {when}")
+        when = f"{abs(lead):.1f} h {'before' if lead > 0 else 'after'} it" if abs(lead) >= 0.05 else "with it"
+        rows.append(f"hits are {apart:.0f} km from the best track on average, and begin {when}")
     return rows

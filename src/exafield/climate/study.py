@@ -4,7 +4,7 @@ import contextlib
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +30,11 @@ _DRAWN = 1000
 _FRAMES = 400
 # Fields behind the masks in pictures, the first that there is, and what is written at their colours.
 _BEHIND = ("TMQ", "IVT", "PSL", "PRECT")
+# All that may be written.
+_TABLES = ("events", "tracks", "counts", "shares", "matches")
+_PICTURES = ("snapshot", "tracks", "frequency", "counts", "shares")
+_FILES = (*(f"{name}{suffix}" for name in _TABLES for suffix in (".csv", ".nc")), "frequency.nc",
+          *(f"{name}.png" for name in _PICTURES), "film.gif")  # fmt: skip
 #: What is drawn of a field: a factor, and the unit after it.
 SHOWN = {"PSL": (1e-2, "hPa"), "PRECT": (3.6e6, "mm h-1"), "PS": (1e-2, "hPa"), "IVT": (1.0, "kg m-1 s-1")}
 
@@ -56,6 +61,13 @@ class Limits:
     overlap: float = 0.1
     patience: float = 12.0
     shortest: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.smallest, self.patience, self.shortest) < 0 or not 0 < self.overlap <= 1:
+            raise ValueError(
+                "smallest area, patience and shortest duration must not be below 0, and overlap must be above 0 and at "
+                f"most 1; got {self.smallest:g} m2, {self.patience:g} h, {self.shortest:g} h and {self.overlap:g}"
+            )
 
 
 class Study:
@@ -142,9 +154,9 @@ class Study:
     def _end(self, track: Track) -> None:
         row = summary(track)
         self.tracks.add(row)
-        own = [one.name for one in fields(Event)]
         for event in track.events:
-            self.events.add(TrackedEvent(*(getattr(event, name) for name in own), track.number))
+            known = {one.name: getattr(event, one.name) for one in fields(Event)}
+            self.events.add(TrackedEvent(**known, track=track.number))
         self.followed[track.kind] += 1
         if row.duration < self._limits.shortest:
             return
@@ -205,8 +217,8 @@ class Study:
             target.describe({**told, "title": "frequency of extreme weather"})
         return path
 
-    def draw(self, folder: Path) -> list[Path]:
-        """Makes all pictures; returns their paths."""
+    def draw(self, folder: Path, truth: Sequence[besttracks.Course] = ()) -> list[Path]:
+        """Makes all pictures, that of the tracks with best tracks if there are some; returns their paths."""
         grid, files = self.grid, []
         if self._picture is not None:
             _, time, mask, field, found = self._picture
@@ -217,7 +229,7 @@ class Study:
         longest = [track for *_, track in sorted(self._longest, key=lambda one: one[1], reverse=True)]
         total = self.lasting.total()
         kept = f"the longest {len(longest)} of {total} tracks" if total > len(longest) else ""
-        plots.tracks(files[-1], longest, grid, title=kept)
+        plots.tracks(files[-1], longest, grid, truth, title=kept)
         files.append(folder / "frequency.png")
         maps = {CLASSES[kind]: self.tally.frequency(kind) for kind in (CYCLONE, RIVER)}
         plots.frequency(files[-1], maps, grid, title=f"{int(self.tally.snapshots.sum())} snapshots")
@@ -246,12 +258,20 @@ class Study:
         return storms.lines(comparison, within, hours), table.write(folder / "matches", told)
 
 
+def tidy(folder: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier study left in the folder and this one did not write, such as shares without fields."""
+    for name in _FILES:
+        if folder / name not in written:
+            (folder / name).unlink(missing_ok=True)
+
+
 def unit(channel: str | None) -> str:
     """What is written at the colours of a field in a picture."""
     if channel is None:
         return ""
-    known = CHANNELS.get(channel)
-    return f"{channel} [{SHOWN.get(channel, (1.0, known.unit if known else ''))[1]}]"
+    if channel not in SHOWN and channel not in CHANNELS:
+        return channel
+    return f"{channel} [{SHOWN[channel][1] if channel in SHOWN else CHANNELS[channel].unit}]"
 
 
 @contextlib.contextmanager

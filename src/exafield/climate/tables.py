@@ -87,9 +87,7 @@ class Table:
         finally:
             partial.unlink(missing_ok=True)
         told = events.describe(self.kind)
-        typed = {
-            name: Column(_typed(values), told[name][1], told[name][0] or None) for name, values in columns.items()
-        }
+        typed = {name: Column(_typed(values), told[name][1], told[name][0] or None) for name, values in columns.items()}
         return [as_csv, write_table(as_netcdf, typed, attributes, dimension=path.name.removesuffix("s"))]
 
     def _again(self, columns: Mapping[str, NDArray[Any]]) -> Iterator[Any]:

@@ -9,6 +9,7 @@ tiles give what the whole grid gives; where it is less, they differ near the sea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -82,7 +83,7 @@ def spans(count: int, size: int, overlap: int, closed: bool, multiple: int = 1) 
         multiple = 1
     gaps = -(-length // (inner // multiple * multiple))
     starts = [number * length // gaps // multiple * multiple for number in range(gaps + 1)]
-    middles = [(after + before + size) // 2 for before, after in zip(starts, starts[1:], strict=False)]
+    middles = [(after + before + size) // 2 for before, after in pairwise(starts)]
     if closed:  # the last start is the first one, a turn later
         cuts = [middles[-1] - count, *middles]
         starts.pop()

@@ -111,7 +111,7 @@ class Tiramisu(Fitted):
         first: int = 48,
         kernel: int = 5,
         width: float = 1.0,
-        norm: Norm = "none",
+        norm: Norm = None,
         dropout: float = 0.2,
         periodic: bool = False,
     ) -> None:
