@@ -27,7 +27,6 @@ from exafield.climate.loss import CrossEntropy
 from exafield.climate.model import DeepLabV3Plus, Tiramisu
 from exafield.flops import Operations
 from exafield.optim import LARC
-from exafield.peak import matrix_peak
 from exafield.report import Report
 from exafield.source import Loader, Sampler
 
@@ -40,14 +39,9 @@ TOLERANCE = 1e-10
 LOSS = CrossEntropy()
 
 
-def wait() -> None:
-    """Until the device is idle."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def seconds(act: Callable[[], object], times: int) -> float:
     """Per call, with the device idle before and after."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     began = time.perf_counter()
     for _ in range(times):
@@ -162,11 +156,6 @@ class Case:
         seconds(self.step, WARM)
         return took
 
-    def close(self) -> None:
-        """Ends the reduction."""
-        if self.reduction is not None:
-            self.reduction.close()
-
 
 def most_memory(device: torch.device) -> float:
     """Largest amount that tensors took since the last call [GiB]."""
@@ -219,7 +208,8 @@ def steps(name: str, origin: nn.Module, compiled: Any, batch: Mapping[str, Tenso
             f"loss {float(case.first):.4f} -> {float(case.last):.4f}",
             flush=True,
         )
-        case.close()
+        if case.reduction is not None:
+            case.reduction.close()
     return found
 
 
@@ -335,6 +325,13 @@ class Settings:
         }
 
 
+def multiplying(device: torch.device, edge: int) -> float:
+    """Rate of large matrix products in bf16 [FLOP/s]: the best of a few, once the device runs at its full clock."""
+    a, b = (torch.randn(edge, edge, dtype=torch.bfloat16, device=device) for _ in range(2))
+    seconds(lambda: a @ b, 200)
+    return 2 * edge**3 / min(seconds(lambda: a @ b, 20) for _ in range(5))
+
+
 def copying(device: torch.device, size: int) -> float:
     """Rate of a copy on the device, read and written [B/s]."""
     a = torch.randint(255, (size,), dtype=torch.uint8, device=device)
@@ -357,7 +354,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     found: dict[str, Any] = {"agreement": agreement(settings.device, *((32, 64) if settings.quick else (96, 144)))}
     torch.backends.cudnn.benchmark = True
-    settings.peak = matrix_peak(settings.device, torch.bfloat16, 0.1 if settings.quick else 2.0)
+    settings.peak = multiplying(settings.device, edge := 256 if settings.quick else 8192)
     found |= {"peak": settings.peak, "copy": copying(settings.device, 1 << (20 if settings.quick else 31))}
     print(f"{settings.about()['device']}: bf16 matrix products {settings.peak / 1e12:.1f} TFLOP/s", end="")
     print(f", copies {found['copy'] / 1e12:.2f} TB/s read and written", flush=True)
@@ -380,6 +377,8 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             found[name][f"trainer, {dtype}"] = training(name, origin, compiled, dtype, alone, settings)
             save(arguments.json, settings, found)
+    found["peak at the end"] = multiplying(settings.device, edge)
+    print(f"bf16 matrix products at the end {found['peak at the end'] / 1e12:.1f} TFLOP/s")
     save(arguments.json, settings, found)
     worst = max(max(forms["fp64"].values()) for forms in found["agreement"].values())
     if not worst <= TOLERANCE:

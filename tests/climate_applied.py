@@ -81,7 +81,7 @@ if __name__ == "__main__":
         files,
         Path(out),
         Small(pause=1.0),
-        engine=engine(name, **({"workers": 1} if name == "processes" else {})),
+        engine=engine(name, **({"workers": 1} if name == "threads" else {})),
         made_with={"network": "small"},
         say=lambda text: print(text, flush=True),
     )

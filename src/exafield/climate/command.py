@@ -75,6 +75,7 @@ class EventsOf:
         best_tracks: file to compare the cyclones with: IBTrACS (NetCDF), HURDAT2, or TempestExtremes (CSV).
         out: folder for all that is written.
         film: also make an animated picture of all snapshots.
+        tables_only: make no pictures.
         variable: that holds the masks. None: LABELS, labels or label.
         version: of the masks, where a file has several.
         smallest: area of an event [km2]; smaller ones are left out.
@@ -92,6 +93,7 @@ class EventsOf:
     best_tracks: Path | None = None
     out: Path = Path("storms")
     film: tyro.conf.FlagCreatePairsOff[bool] = False
+    tables_only: tyro.conf.FlagCreatePairsOff[bool] = False
     variable: str | None = None
     version: int = 0
     smallest: float = 0.0
@@ -379,7 +381,11 @@ def _events(argv: list[str]) -> int:
             lines, more = study.beside(arguments.out, best, arguments.within * 1e3, arguments.hours, masks.attributes)
             files += more
             print("\n".join(["", *lines]))
-        files += study.draw(arguments.out, best or ()) + ([film] if film else [])
+        files += [] if arguments.tables_only else study.draw(arguments.out, best or ())
+        if film is not None:
+            files.append(film)
+            if study.every > 1:
+                print(f"\n{film} shows one snapshot in {study.every}")
         tidy(arguments.out, files)
     finally:
         masks.close()

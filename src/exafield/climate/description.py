@@ -180,12 +180,15 @@ def _lines(group: _Alike, seen: _Seen, looked: int, how: How) -> Iterator[str]:
     yield f"  grid      {_grid(group.axes)}"
     yield f"  times     {_times([time for *_, time in group.places])}"
     yield f"  channels  {len(group.channels)} of {len(CHANNELS)}"
-    if group.channels:
-        yield f"{_INDENT}{'channel':8s}{'variable':22s}{'unit':36s}{'lowest':>11s}{'mean':>11s}{'highest':>11s}"
-    for channel, (variable, unit) in group.channels.items():
+    told = {name: (variable, _unit(name, unit)) for name, (variable, unit) in group.channels.items()}
+    wide = [2 + max(map(len, column)) for column in zip(("variable", "unit"), *told.values(), strict=True)]
+    if told:
+        head = f"{'channel':9s}{'variable':{wide[0]}s}{'unit':{wide[1]}s}"
+        yield f"{_INDENT}{head}{'lowest':>11s}{'mean':>11s}{'highest':>11s}"
+    for channel, (variable, unit) in told.items():
         low, total, high, number = seen.ranges.get(channel, (np.nan, np.nan, np.nan, 1))
         values = "".join(f"{value:11.4g}" for value in (low, total / number, high))
-        yield f"{_INDENT}{channel:8s}{variable:22s}{_unit(channel, unit):36s}{values}"
+        yield f"{_INDENT}{channel:9s}{variable:{wide[0]}s}{unit:{wide[1]}s}{values}"
     if group.absent:
         yield f"  missing   {', '.join(group.absent)}"
     # That a channel is nowhere says the line above; that it may be one of several, or at no level, is worth a line.

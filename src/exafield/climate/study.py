@@ -97,6 +97,8 @@ class Study:
         self._begun: list[Track] = []
         self._longest: list[tuple[float, int, Track]] = []
         self._picture: tuple[int, Time, NDArray[np.uint8], NDArray[np.float64] | None, list[Event]] | None = None
+        #: One snapshot in so many is shown in a film.
+        self.every = math.ceil(len(masks) / _FRAMES)
         self.behind = next((name for name in _BEHIND if values and name in values.channels), None)
 
     def run(self, film: Path | None = None) -> int:
@@ -109,10 +111,7 @@ class Study:
         """
         frames = self._frames()
         if film is not None:
-            every = math.ceil(len(self._masks) / _FRAMES)
-            if every > 1:
-                self._say(f"the film shows every {every}th snapshot")
-            shown = (frame for number, frame in enumerate(frames) if number % every == 0)
+            shown = (frame for number, frame in enumerate(frames) if number % self.every == 0)
             with _whole(film) as partial:
                 try:
                     plots.film(partial, shown, self.grid, unit=unit(self.behind))

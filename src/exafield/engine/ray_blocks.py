@@ -2,9 +2,9 @@
 
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exafield.engine.graph import Work
 from exafield.engine.mpi import Part
@@ -19,8 +19,11 @@ class Block:
         bind(rank)
         self.rank, self.size, self.t = rank, size, 0
         self.parts: list[Part] = []
+        self.leaving: list[list[memoryview]] = []
+        self.coming: list[list[list[memoryview]]] = []
+        self.reply: Any = None
 
-    def prepare(self, works: bytes, sources: list[int]) -> int:
+    def _prepare(self, works: bytes, sources: list[int]) -> int:
         """Makes ready what is not timed; the memory that it takes.
 
         Args:
@@ -38,18 +41,32 @@ class Block:
             part.arena.run(0, 0, 0)  # no columns: loads the machine code
         return peak_memory()
 
-    def first(self, t: int) -> bytes:
-        """Begins at row t."""
-        self.t = t
+    def first(self, request: int | tuple[bytes, list[list[int]]] | None) -> bytes:
+        """Does what is asked for: begins at a row; or gets ready for works, with the sources of all ranks; or, None,
+        tells the outputs."""
+        self.reply = None
+        if isinstance(request, int):
+            self.t = request
+        else:
+            if request is None:
+                self.reply = [part.outputs() for part in self.parts]
+            else:
+                self.reply = self._prepare(request[0], request[1][self.rank])
+            self.t = len(self.leaving)  # no row is run
         return self._run()
 
     def next(self, *messages: bytes) -> bytes:
         """Takes the outputs of the row before, and runs a row."""
-        self.take(*messages)
+        self._take(*messages)
         return self._run()
 
-    def take(self, *messages: bytes) -> int:
-        """Takes the outputs of the row before. A message more than there are sources is its own, and known."""
+    def last(self, *messages: bytes) -> Any:
+        """Takes the outputs of the row before, and answers the request."""
+        self._take(*messages)
+        return self.reply
+
+    def _take(self, *messages: bytes) -> None:
+        # A message more than there are sources is its own, and known.
         t = self.t
         if t < len(self.coming):
             for message, places in zip(messages, self.coming[t], strict=False):
@@ -58,7 +75,6 @@ class Block:
                     end = begin + len(place)
                     place[:] = message[begin:end]
                     begin = end
-        return t
 
     def _run(self) -> bytes:
         t = self.t
@@ -69,10 +85,6 @@ class Block:
             if t < part.steps:
                 part.arena.run(t, part.columns.start, part.columns.stop)
         return b"".join(self.leaving[t])
-
-    def outputs(self) -> list[dict[int, NDArray[np.uint8]]]:
-        """See :class:`exafield.engine.spmd.Program`."""
-        return [part.outputs() for part in self.parts]
 
 
 class _Places:
@@ -104,3 +116,22 @@ def links(works: Sequence[Work], size: int) -> list[list[int]]:
             for exchange in {id(e): e for e in map(plan.exchange, range(1, work.graph.steps))}.values():
                 found[rank].update(exchange.source.tolist())
     return [sorted(sources) for sources in found]
+
+
+def program(actors: Sequence[Any], rows: int, sources: list[list[int]]) -> Any:
+    """The calls of one request and `rows` rows, to be compiled: an actor makes its calls in this order."""
+    from ray.dag import InputNode, MultiOutputNode
+
+    # An actor's own message is for calls that take no other, and for messages that nobody else takes: Ray wants each
+    # call to take something, and to be taken.
+    read = {other for each in sources for other in each}
+    takes = [[*each] if each and rank in read else [*each, rank] for rank, each in enumerate(sources)]
+    with InputNode() as begin:
+        made = [actor.first.bind(begin) for actor in actors]
+        for k in range(rows):
+            # After the last row of the graph only its outputs are taken: the next call goes on from there.
+            name = "next" if k + 1 < rows else "last"
+            made = [
+                getattr(actor, name).bind(*(made[other] for other in takes[rank])) for rank, actor in enumerate(actors)
+            ]
+        return MultiOutputNode(made)

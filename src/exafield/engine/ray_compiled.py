@@ -16,7 +16,7 @@ import numpy as np
 
 from exafield.engine import EngineError, Outcome, Session, Share
 from exafield.engine.graph import Work
-from exafield.engine.ray_blocks import Block, links
+from exafield.engine.ray_blocks import Block, links, program
 from exafield.engine.ray_system import LOOK, System, system
 
 # Rows in one compiled graph, our choice: more cost memory and time to compile, fewer cost more calls of the driver.
@@ -37,26 +37,19 @@ class _Blocks:
         actor = up.ray.remote(num_cpus=1, max_restarts=0)(Block)
         self.actors = [actor.remote(rank, up.workers) for rank in range(up.workers)]
         self._graph: Any = None
+        self._made_for: object = None
 
     def _compiled(self, rows: int, sources: list[list[int]], size: int) -> Any:
-        """The calls of `rows` rows, beside which actors do nothing else; `size` is that of the largest message."""
-        from ray.dag import InputNode, MultiOutputNode
+        """The calls of `rows` rows, beside which actors do nothing else; `size` is that of the largest message.
 
-        # An actor makes its calls in the order of this program. Its own message is for calls that take no other, and
-        # for messages that nobody else takes: Ray wants each call to take something, and to be taken.
-        read = {other for each in sources for other in each}
-        takes = [[*each] if each and rank in read else [*each, rank] for rank, each in enumerate(sources)]
-        with InputNode() as begin:
-            made = [actor.first.bind(begin) for actor in self.actors]
-            for k in range(rows):
-                # After the last row of the graph only its outputs are taken: the next call goes on from there.
-                name = "next" if k + 1 < rows else "take"
-                made = [
-                    getattr(actor, name).bind(*(made[other] for other in takes[rank]))
-                    for rank, actor in enumerate(self.actors)
-                ]
-            nodes = MultiOutputNode(made)
+        It takes longer to compile than a short run takes, and so is kept for the next run with the same links.
+        """
+        if self._graph is not None and self._made_for == (rows, sources):
+            return self._graph
+        self.close()
+        nodes = program(self.actors, rows, sources)
         self._graph = nodes.experimental_compile(_submit_timeout=_LONGEST, _buffer_size_bytes=size + 4096)
+        self._made_for = rows, sources
         return self._graph
 
     def run(self, works: Sequence[Work], passes: int = 1) -> Outcome:
@@ -67,13 +60,10 @@ class _Blocks:
         rows = -(-steps // -(-steps // _ROWS))  # calls of the same length
         widest = sum(-(-work.graph.width // self.workers) * work.body.output_bytes for work in works)
         with self._watched():
-            memory = get([a.prepare.remote(blob, s) for a, s in zip(self.actors, sources, strict=True)])
             graph = self._compiled(rows, sources, widest)
-            # Beyond the last row nothing is run: the first call sets up the channels.
-            get(graph.execute(steps), timeout=_LONGEST)
+            memory = get(graph.execute((blob, sources)), timeout=_LONGEST)
             elapsed = [self._once(graph, steps, rows) for _ in range(passes)]
-            self.close()
-            parts = get([actor.outputs.remote() for actor in self.actors])
+            parts = get(graph.execute(None), timeout=_LONGEST)
         outputs = []
         for g, work in enumerate(works):
             found = {column: row for part in parts for column, row in part[g].items()}
@@ -120,6 +110,7 @@ class _Blocks:
         except Exception as error:
             over.set()
             thread.join()
+            self.close()
             raise found[0] if found else self._up.error(error) from error
         finally:
             over.set()
@@ -127,7 +118,7 @@ class _Blocks:
     def close(self) -> None:
         """Ends the compiled graph; its actors go on."""
         if self._graph is not None:
-            graph, self._graph = self._graph, None
+            graph, self._graph, self._made_for = self._graph, None, None
             with suppress(Exception):  # actors that are gone cannot be told
                 graph.teardown()
 
