@@ -12,10 +12,12 @@ from PIL import Image
 from drawn_storms import add_cyclone, add_disc, add_river, calm
 from exafield.climate.besttracks import TrackFileError
 from exafield.climate.command import FAILED, USAGE, as_flags, main
+from exafield.climate.events import Found
 from exafield.climate.fields import CHANNELS, CYCLONE, RIVER
 from exafield.climate.grid import Grid
 from exafield.climate.masks import Fields, How
 from exafield.climate.snapshot import Axes, SnapshotError
+from exafield.climate.tracking import Track, Tracker
 from exafield.climate.writing import MaskWriter, read_table
 
 GRID = Grid(np.arange(-58.0, 59.0, 4.0), np.arange(0.0, 360.0, 4.0))
@@ -106,6 +108,9 @@ def test_storms_from_masks_and_fields(data: Path, tmp_path: Path, capsys: pytest
     fields, mask = weather(0)
     rain = (fields["PRECT"] * GRID.areas)[mask == CYCLONE].sum()
     assert events["precipitation"][of_cyclone][0] == pytest.approx(rain, rel=1e-5)
+    with xr.open_dataset(out / "tracks.nc", engine="h5netcdf") as tracks:
+        assert tracks.sizes == {"track": 2}
+        assert (tracks["end"].attrs["long_name"], tracks["path"].attrs["units"]) == ("last time", "km")
     told = {row["storm"]: row["outcome"] for row in rows(out / "matches.csv")}
     assert told == {"AL012001": "hit", "AL022001": "miss"}
     (share,) = (row for row in rows(out / "shares.csv") if row["basin"] == "all")
@@ -227,6 +232,18 @@ def test_snapshots_that_cannot_be_read_are_left_out_and_told(
     assert "wind: not known, which takes UBOT and VBOT or U850 and V850" in said.out
     assert "cut.nc" in said.err
     assert "2001-09-01T00:00:00: PSL: 1 of 2700 values are missing" in said.err
+
+
+def test_nothing_is_left_half_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(tracker: Tracker, found: Found) -> list[Track]:
+        if found.time == TIMES[2]:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(Tracker, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["events", str(data / "masks.nc"), "--film", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_fields_belong_to_masks_by_the_minute(tmp_path: Path) -> None:

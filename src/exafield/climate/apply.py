@@ -199,7 +199,7 @@ def mask_files(
     out, how = Path(out), how or How()
     files = input_files(paths, out)
     with _opened(files, channels, how, on_error, needs) as snapshots:
-        order = _in_time(snapshots)
+        order, times = _in_time(snapshots), snapshots.times
         look(snapshots.axes.grid)
         lost = [str(item) for item in snapshots.skipped]
         told = {"skipped_files": str(len(lost))}
@@ -211,7 +211,7 @@ def mask_files(
             MaskWriter(
                 out,
                 snapshots.axes,
-                [snapshots.times[index] for index in order],
+                [times[index] for index in order],
                 {**(made_with or {}), "channels": list(channels), **_settings(files, how)},
                 origin(source=snapshots.attributes, title=title) | told,
             ),

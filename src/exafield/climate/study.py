@@ -189,8 +189,10 @@ class Study:
             StoreError: one cannot be written.
         """
         told = origin(source=source)
-        files = self.events.write(folder / "events", told | {"title": "events of extreme weather"}, ("time", "number"))
-        files += self.tracks.write(folder / "tracks", told | {"title": "tracks of extreme weather"}, ("number",))
+        titled = told | {"title": "events of extreme weather"}
+        files = self.events.write(folder / "events", titled, ("time", "number"), "event")
+        titled = told | {"title": "tracks of extreme weather"}
+        files += self.tracks.write(folder / "tracks", titled, ("number",), "track")
         counted = Table(statistics.Count).extend(self.counts())
         files += counted.write(folder / "counts", told | {"title": "tracks by season and basin"})
         if shares := self.shares():

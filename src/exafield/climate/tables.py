@@ -66,13 +66,16 @@ class Table:
             whole = {name: values[order] for name, values in whole.items()}
         return whole
 
-    def write(self, path: Path, attributes: Mapping[str, str], by: Sequence[str] = ()) -> list[Path]:
+    def write(
+        self, path: Path, attributes: Mapping[str, str], by: Sequence[str] = (), dimension: str = "row"
+    ) -> list[Path]:
         """Writes both files, each whole or not at all; returns their paths.
 
         Args:
-            path: without a suffix; its name in the singular is the dimension.
+            path: without a suffix.
             attributes: of the NetCDF file.
             by: what to sort by.
+            dimension: name of the rows in NetCDF.
         Raises:
             StoreError: they cannot be written.
         """
@@ -88,7 +91,7 @@ class Table:
             partial.unlink(missing_ok=True)
         told = events.describe(self.kind)
         typed = {name: Column(_typed(values), told[name][1], told[name][0] or None) for name, values in columns.items()}
-        return [as_csv, write_table(as_netcdf, typed, attributes, dimension=path.name.removesuffix("s"))]
+        return [as_csv, write_table(as_netcdf, typed, attributes, dimension)]
 
     def _again(self, columns: Mapping[str, NDArray[Any]]) -> Iterator[Any]:
         names = [one.name for one in fields(self.kind)]

@@ -266,7 +266,7 @@ def write_table(
             for name, column in columns.items():
                 values, told = _encoded(arrays[name])
                 named = {"units": column.unit, "standard_name": column.standard_name, "long_name": column.meaning}
-                target.create(name, (dimension,), values, {k: v for k, v in named.items() if v} | told)
+                target.create(name, (dimension,), values, told | {k: v for k, v in named.items() if v})
             target.describe(attributes if attributes is not None else origin())
         _publish(temporary, path)
     except OSError as error:

@@ -28,19 +28,22 @@ class Buffer:
 
     Attributes:
         flat: everything, in one tensor.
-        views: the gradients, in the shapes of their parameters.
+        views: the gradients, in the shapes of their parameters and laid out like them: fused optimisers read both
+            side by side.
         whole: whether every parameter had a gradient here when it was packed.
         misfit: whether a gradient had another shape than planned; the buffer then holds zeros.
         busy: whether it is under way.
     """
 
-    def __init__(self, shapes: Sequence[torch.Size], like: Tensor, status: int, zeros: Zeros) -> None:
+    def __init__(
+        self, shapes: Sequence[torch.Size], strides: Sequence[tuple[int, ...]], like: Tensor, status: int, zeros: Zeros
+    ) -> None:
         self.gradients = sum(shape.numel() for shape in shapes)
         self.flat = zeros(self.gradients + len(shapes) + status, like)
         self.views: list[Tensor] = []
         start = 0
-        for shape in shapes:
-            self.views.append(self.flat[start : start + shape.numel()].view(shape))
+        for shape, stride in zip(shapes, strides, strict=True):
+            self.views.append(self.flat[start : start + shape.numel()].as_strided(shape, stride))
             start += shape.numel()
         self.marks = self.flat[start : start + len(shapes)]
         self.status = self.flat[start + len(shapes) :]
@@ -85,6 +88,8 @@ class Bucket:
         order = sorted(parameters, key=lambda p: p.numel() < large)
         self.parameters = tuple(order)
         self.shapes = [p.shape for p in order]
+        # Of a parameter with gaps or overlaps, those that torch gives its gradients.
+        self._strides = [torch.empty_like(p, device="meta").stride() for p in order]
         self._large = sum(p.numel() >= large for p in order)
         self._start = sum(p.numel() for p in order[: self._large])
         self._status = status
@@ -96,7 +101,7 @@ class Bucket:
         for buffer in self._buffers:
             if buffer.free(grads):
                 return buffer
-        self._buffers.append(Buffer(self.shapes, self.parameters[0], self._status, self._zeros))
+        self._buffers.append(Buffer(self.shapes, self._strides, self.parameters[0], self._status, self._zeros))
         return self._buffers[-1]
 
     @torch.no_grad()
