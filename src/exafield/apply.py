@@ -1,14 +1,17 @@
 """The command `apply`: what a training has learnt, used on data that it never saw."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from exafield.checkpoint import CheckpointError, Checkpoints
+from exafield.climate.flags import Reading, as_flags
+from exafield.climate.snapshot import SnapshotError
+from exafield.engine import map_engine
 from exafield.question import Climate
 from exafield.runfile import load
 from exafield.setting import RunError
@@ -18,7 +21,6 @@ from exafield.world import World
 
 if TYPE_CHECKING:
     from exafield.climate.segmenter import Segmenter
-    from exafield.engine import MapEngine
 
 HELP = """\
 usage: exafield apply PROBLEM RUN ... [OPTIONS]
@@ -42,12 +44,10 @@ class ApplyClimate:
         step: of the checkpoint. None: the newest.
         tile: rows and columns that are computed at a time, where memory does not hold a whole grid. None: the grid.
         overlap: pixels that a tile reaches beyond what is kept of it.
-        names: variables that are to be taken for channels, such as TMQ=tcwv PSL=msl, where that cannot be known.
-        units: of channels, such as PSL=hPa, where the file tells none or a wrong one.
-        fill: nearest fills in missing values. None: they are refused.
         on_error: whether a file or snapshot that cannot be read ends the run, or is left out, named and counted.
         engine: what runs it: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
+        reading: how fields are read.
     """
 
     run: tyro.conf.Positional[Path]
@@ -56,12 +56,10 @@ class ApplyClimate:
     step: int | None = None
     tile: tuple[int, int] | None = None
     overlap: int = 64
-    names: tuple[str, ...] = ()
-    units: tuple[str, ...] = ()
-    fill: Literal["nearest"] | None = None
     on_error: Literal["stop", "skip"] = "stop"
     engine: str = "processes"
     engine_address: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,12 @@ class TrainedSegmenter:
         return hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
 
 
-def main(argv: Sequence[str], parsed: Callable[..., Any], chosen: Callable[[str, str | None], "MapEngine"]) -> int:
+def main(argv: Sequence[str], parsed: Callable[..., Any]) -> int:
     """Carries out the command.
 
     Args:
         argv: its arguments.
         parsed: parses them into a class.
-        chosen: gives the engine of a name and address.
     Raises:
         RunError: something in the arguments is wrong.
     """
@@ -114,32 +111,32 @@ def main(argv: Sequence[str], parsed: Callable[..., Any], chosen: Callable[[str,
         return 0 if argv else 2
     if argv[0] != Climate.name:
         raise RunError(unknown("problem to apply", argv[0], [Climate.name]))
-    return _climate(parsed(ApplyClimate, "apply climate", list(argv[1:])), chosen)
+    return _climate(parsed(ApplyClimate, "apply climate", list(argv[1:])))
 
 
-def _climate(arguments: ApplyClimate, chosen: Callable[[str, str | None], "MapEngine"]) -> int:
+def _climate(arguments: ApplyClimate) -> int:
     trained = TrainedSegmenter(str(arguments.run.absolute()), newest(arguments.run, Climate.name, arguments.step))
     from exafield.climate.apply import apply
-    from exafield.climate.masks import How
 
     try:
-        how = How(pairs("--names", arguments.names), pairs("--units", arguments.units), arguments.fill)
         summary = apply(
             list(arguments.files),
             arguments.out,
             trained,
-            engine=chosen(arguments.engine, arguments.engine_address),
+            engine=map_engine(arguments.engine, arguments.engine_address),
             tile=arguments.tile,
             overlap=arguments.overlap,
-            how=how,
+            how=arguments.reading.how(),
             made_with={"checkpoint": trained.digest},
             on_error=arguments.on_error,
             say=lambda text: print(text, flush=True),
         )
+    except SnapshotError as error:
+        raise SnapshotError(as_flags(str(error))) from error
     except ValueError as error:
         if type(error) is not ValueError:
             raise
-        raise RunError(str(error)) from error
+        raise RunError(as_flags(str(error))) from error
     print("\n".join(summary.lines()))
     return 0
 
@@ -166,18 +163,3 @@ def newest(folder: Path, problem: str, step: int | None) -> int:
     if step not in steps:
         raise CheckpointError(f"{folder} has no checkpoint of step {step}, but of {', '.join(map(str, steps))}")
     return step
-
-
-def pairs(flag: str, texts: Sequence[str]) -> Mapping[str, str]:
-    """NAME=VALUE NAME=VALUE as a mapping.
-
-    Raises:
-        RunError: one is written otherwise.
-    """
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise RunError(f"{flag} are written CHANNEL=TEXT CHANNEL=TEXT, got {text!r}")
-        found[name] = value
-    return found

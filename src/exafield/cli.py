@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -18,9 +18,6 @@ from exafield.run import PRESETS, RunError, Training
 from exafield.submit import destination, script, submit
 from exafield.suggestion import unknown
 from exafield.watchdog import WorldAborted
-
-if TYPE_CHECKING:
-    from exafield.engine import MapEngine
 
 FAILED, USAGE, MISSED, INTERRUPTED = 1, 2, 3, 130
 
@@ -178,34 +175,25 @@ def _generate(argv: list[str], place: Place) -> int:
     base = PRESETS[preset if preset in PRESETS else "laptop"](problem_named(argv))
     arguments = _parsed(Generate, "generate", argv, Generate(problem="", data=base.problem.data))
     check_problem(arguments.problem, base)
+    from exafield.engine import map_engine
     from exafield.job import generate
 
     size = arguments.task_size
     if size is not None and size < 1:
         raise RunError(f"--task-size {size}: a task needs at least one sample")
-    chosen = _engine(arguments.engine, arguments.engine_address)
+    try:
+        chosen = map_engine(arguments.engine, arguments.engine_address)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     question: Question = replace(base.problem, data=arguments.data)  # type: ignore[arg-type]
     print(generate(question, chosen, _say, name=arguments.engine, task_size=size))
     return 0
 
 
-def _engine(name: str, address: str | None) -> "MapEngine":
-    """The engine of a name, which must be one that maps."""
-    from exafield.engine import MapEngine, engine
-
-    try:
-        made = engine(name, **({} if address is None else {"address": address}))
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    if not isinstance(made, MapEngine):
-        raise RunError(f"engine {name!r} runs task graphs only: exafield taskbench engines tells which map")
-    return made
-
-
 def _apply(argv: list[str], place: Place) -> int:
     from exafield.apply import main as carry_out
 
-    return carry_out(argv, _parsed, _engine)
+    return carry_out(argv, _parsed)
 
 
 def _climate(argv: list[str], place: Place) -> int:

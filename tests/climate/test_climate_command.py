@@ -1,6 +1,7 @@
 """exafield climate: what a user does with files of fields and masks, and what is said where they do not fit."""
 
 import csv
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,14 +12,27 @@ from PIL import Image
 
 from drawn_storms import add_cyclone, add_disc, add_river, calm
 from exafield.climate.besttracks import TrackFileError
-from exafield.climate.command import FAILED, USAGE, as_flags, main
+from exafield.climate.command import FAILED, USAGE
+from exafield.climate.command import main as carry_out
 from exafield.climate.events import Found
 from exafield.climate.fields import CHANNELS, CYCLONE, RIVER
+from exafield.climate.flags import as_flags
 from exafield.climate.grid import Grid
 from exafield.climate.masks import Fields, How
 from exafield.climate.snapshot import Axes, SnapshotError
 from exafield.climate.tracking import Track, Tracker
 from exafield.climate.writing import MaskWriter, read_table
+from exafield.setting import RunError
+
+
+def main(arguments: list[str]) -> int:
+    """As the command line does it."""
+    try:
+        return carry_out(arguments)
+    except RunError as error:
+        print(f"exafield: {error}", file=sys.stderr)
+        return USAGE
+
 
 GRID = Grid(np.arange(-58.0, 59.0, 4.0), np.arange(0.0, 360.0, 4.0))
 TIMES = [np.datetime64("2001-08-31T12:00:00", "s") + np.timedelta64(6 * i, "h") for i in range(5)]

@@ -29,6 +29,7 @@ __all__ = [
     "Work",
     "engine",
     "engines",
+    "map_engine",
 ]
 
 
@@ -138,3 +139,17 @@ def engine(name: str, **options: Any) -> Any:
     if name not in SYSTEMS:
         raise ValueError(unknown("engine", name, SYSTEMS))
     return SYSTEMS[name].make(**options)
+
+
+def map_engine(name: str, address: str | None = None) -> MapEngine:
+    """The engine of that name, which must be one that maps.
+
+    Args:
+        address: of a cluster of that system that is up already; None: it is started here.
+    Raises:
+        ValueError: there is none, it runs task graphs only, or it takes no address.
+    """
+    made = engine(name, **({} if address is None else {"address": address}))
+    if not isinstance(made, MapEngine):
+        raise ValueError(f"engine {name!r} runs task graphs only: exafield taskbench engines tells which map")
+    return made
