@@ -85,7 +85,8 @@ class Regression:
         assert not any(module.training for module in self.net.modules())
         assert not torch.is_grad_enabled()
         torch.rand(1)
-        return {"error": float(self.loss(Points().batch(range(100, 120), 0)))}
+        batch = Points().batch(range(100, 120), 0)
+        return {"error": float(self.loss({name: tensor.to(world.device) for name, tensor in batch.items()}))}
 
     def picture(self, path: object) -> None:
         raise AssertionError("no picture was asked for")

@@ -29,6 +29,8 @@ def refusals(world: World) -> None:
     _refused(world, nn.Linear(4, 3, bias=odd), "'bias'", last)
     _refused(world, nn.Embedding(5, 3, sparse=True) if odd else nn.Embedding(5, 3), "sparse=False", last)
     _refused(world, nn.LazyLinear(3) if odd else nn.Linear(4, 3), "lazy", last)
+    turned = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last if odd else torch.contiguous_format)
+    _refused(world, turned, "'weight'", "strides [18, 1, 6, 2], but [18, 9, 3, 1] on rank 0", last)
     _refused(world, nn.Sequential(), "no parameters")
     _refused(world, nn.Linear(4, 3).requires_grad_(False), "no parameter requires a gradient")
     # After all this the world is as good as new.

@@ -33,3 +33,17 @@ def test_training_with_channels_last_is_that_without_a_reducer(grouping: Groupin
         assert q.grad.stride() == q.stride()
         torch.testing.assert_close(q, p, rtol=0, atol=0)
     reduction.close()
+
+
+def test_a_layout_may_change_between_steps() -> None:
+    model = nn.Conv2d(3, 5, 3)
+    reduction = Reducer(grouping=Single()).attach(model, World.single())
+    for step in range(4):
+        if step == 2:
+            model.to(memory_format=torch.channels_last)
+        model.zero_grad()
+        model(torch.ones(1, 3, 5, 5)).square().sum().backward()
+        assert reduction.finish()
+        assert model.weight.grad is not None
+        assert model.weight.grad.stride() == model.weight.stride()
+    reduction.close()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
 
 from exafield.channel import Channel, broadcast_json, gather_json
+from exafield.reduce.bucket import strides
 
 # What `attach` takes: the module (the documented form), named parameters, or parameters.
 Model = nn.Module | Mapping[str, Parameter] | Iterable[tuple[str, Parameter]] | Iterable[Parameter]
@@ -100,7 +101,8 @@ def agree(channel: Channel, parameters: Mapping[str, Parameter], problem: str | 
         AgreementError: on every rank, naming the parameter and the ranks.
     """
     mine: list[list[object]] = [
-        [name, str(p.dtype), None if is_lazy(p) else list(p.shape)] for name, p in parameters.items()
+        [name, str(p.dtype), *((None, None) if is_lazy(p) else (list(p.shape), list(strides(p))))]
+        for name, p in parameters.items()
     ]
     theirs = broadcast_json(channel, mine)
     difference = problem or _difference(theirs, mine)
@@ -125,7 +127,9 @@ def _difference(theirs: Sequence[list[object]], mine: Sequence[list[object]]) ->
             continue
         if other[0] != own[0]:
             return f"parameter number {number} is {own[0]!r}, but {other[0]!r} on rank 0"
-        what, index = ("shape", 2) if other[2] != own[2] else ("dtype", 1)
+        what, index = next(
+            pair for pair in (("shape", 2), ("dtype", 1), ("strides", 3)) if other[pair[1]] != own[pair[1]]
+        )
         return f"parameter {own[0]!r} has {what} {own[index]}, but {other[index]} on rank 0"
     if len(theirs) != len(mine):
         more, side = (mine, "rank 0 lacks") if len(mine) > len(theirs) else (theirs, "is missing here and rank 0 has")

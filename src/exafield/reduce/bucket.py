@@ -64,6 +64,11 @@ class Buffer:
         return (self.status != 0).tolist()
 
 
+def strides(parameter: Tensor) -> tuple[int, ...]:
+    """How its gradients are laid out: as itself, but for one with gaps or overlaps, as torch makes them dense."""
+    return torch.empty_like(parameter, device="meta").stride()
+
+
 class Bucket:
     """One group's parameters, and as many buffers as are needed at a time.
 
@@ -88,8 +93,7 @@ class Bucket:
         order = sorted(parameters, key=lambda p: p.numel() < large)
         self.parameters = tuple(order)
         self.shapes = [p.shape for p in order]
-        # Of a parameter with gaps or overlaps, those that torch gives its gradients.
-        self._strides = [torch.empty_like(p, device="meta").stride() for p in order]
+        self._strides = [strides(p) for p in order]
         self._large = sum(p.numel() >= large for p in order)
         self._start = sum(p.numel() for p in order[: self._large])
         self._status = status

@@ -50,6 +50,7 @@ class Inventory:
         self.readiness = [1 - (i + 1) / count for i in range(count)]
         self.backward = 0.0
         self._shapes: list[torch.Size] = []
+        self._strides: list[tuple[int, ...]] = []
 
     def agree_anew(self) -> None:
         """The model was changed: finds out again what all ranks have."""
@@ -94,6 +95,7 @@ class Inventory:
     def agreed(self, groups: Sequence[Sequence[int]]) -> Groups:
         """Rank 0's groups, for the model as it is now: one rank's floating point decides for all. Collective."""
         self._shapes = [p.shape for p in self.parameters]
+        self._strides = [p.stride() for p in self.parameters]
         said: Any = self._world.guarded(lambda: broadcast_json(self._world.control, [list(g) for g in groups]))
         return tuple(tuple(group) for group in said)
 
@@ -102,10 +104,12 @@ class Inventory:
         return sorted(i for group in groups for i in group) == [i for i, t in enumerate(self.trained) if t]
 
     def changed(self, hooked: Mapping[int, object]) -> bool:
-        """Whether the model is no longer the one planned for: a shape, or what is frozen here."""
-        return list(map(_shape_of, self.parameters)) != self._shapes or [p.requires_grad for p in self.parameters] != [
-            i in hooked for i in range(len(self.parameters))
-        ]
+        """Whether the model is no longer the one planned for: a shape, how it is laid out, or what is frozen here."""
+        return (
+            list(map(_shape_of, self.parameters)) != self._shapes
+            or [p.stride() for p in self.parameters] != self._strides
+            or [p.requires_grad for p in self.parameters] != [i in hooked for i in range(len(self.parameters))]
+        )
 
     def withhold(self, hooked: Mapping[int, object]) -> None:
         """Takes away the gradients of parameters that were not planned for: they are those of this rank alone."""
