@@ -23,7 +23,7 @@ from exafield.environment import detect
 from exafield.launch import stopping
 from exafield.peak import matrix_peak
 from exafield.precision import DTYPES, Precision
-from exafield.problem import Problem
+from exafield.problem import Prepared, Problem
 from exafield.provenance import Provenance
 from exafield.question import Question
 from exafield.report import Report
@@ -199,6 +199,8 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
             with _settings_blamed():
                 question = assembly.problem(run)
             generate(run.problem, ProcessEngine(), say)
+            if isinstance(question, Prepared):
+                question.prepare(world, say if first else _silent)
             training, record = run.training, run.record
             with _settings_blamed():
                 trainer = Trainer(
@@ -332,6 +334,10 @@ def _peak(world: World, precision: Precision) -> dict[str, object] | None:
     if not math.isfinite(float(whole)):
         return None
     return {"all_ranks": float(whole), "dtype": str(DTYPES[precision]).removeprefix("torch.")}
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
 
 
 def _counted(number: int, what: str) -> str:

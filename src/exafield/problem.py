@@ -78,3 +78,16 @@ class Problem(Protocol):
     def picture(self, path: str | os.PathLike[str]) -> None:
         """Draws what has been learnt. Called on one rank: no collectives."""
         ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A problem that has something to do on all ranks together before its source is looked at."""
+
+    def prepare(self, world: World, say: Callable[[str], None]) -> None:
+        """Does it. Collective.
+
+        Args:
+            say: prints a line, on rank 0.
+        """
+        ...

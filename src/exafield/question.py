@@ -161,6 +161,8 @@ class Climate:
         augment: whether samples are rolled in longitude and mirrored at the equator, where the grid allows it.
         workers: processes per rank that read. 0: the rank itself reads.
         memory: for snapshots kept by each rank [MiB], if all fit; else each is read anew in every epoch.
+        stage: folder on a disk of each node, into which the training part is brought before training: each file is
+            read from the shared file system once, and kept with the channels of the run in 16 bits.
     """
 
     name: ClassVar[str] = "climate"
@@ -174,6 +176,7 @@ class Climate:
     augment: bool = True
     workers: int = 0
     memory: int = 1024
+    stage: str | None = None
 
     def __post_init__(self) -> None:
         at_least("problem", 0, workers=self.workers, memory=self.memory)

@@ -12,7 +12,7 @@ for _package in ("xarray", "h5py", "cftime"):
     pytest.importorskip(_package)
 
 from exafield import assembly, runfile  # noqa: E402
-from exafield.climate.assembly import channels, segmenter  # noqa: E402
+from exafield.climate.assembly import MakeNetwork, channels, segmenter  # noqa: E402
 from exafield.climate.fields import CHANNELS, FOUR  # noqa: E402
 from exafield.climate.generate import Generation, generate  # noqa: E402
 from exafield.climate.loss import FREQUENCIES, Focal, inverse_power  # noqa: E402
@@ -22,7 +22,7 @@ from exafield.climate.snapshot import SnapshotError  # noqa: E402
 from exafield.climate.tiramisu import Tiramisu  # noqa: E402
 from exafield.engine.local import SerialEngine  # noqa: E402
 from exafield.optim import AdamW  # noqa: E402
-from exafield.problem import Problem  # noqa: E402
+from exafield.problem import Prepared, Problem  # noqa: E402
 from exafield.question import Climate, Weather  # noqa: E402
 from exafield.report import Report  # noqa: E402
 from exafield.run import Run, RunError, Training  # noqa: E402
@@ -83,7 +83,8 @@ def test_there_is_nothing_to_draw_before_the_report(folder: Path, tmp_path: Path
 
 
 def test_a_checkpoint_holds_how_fields_are_scaled(folder: Path) -> None:
-    problem = ClimateProblem(TINY, folder, network=small, scaling="range")
+    network = "tiramisu:width=0.1,kernel=3"
+    problem = ClimateProblem(TINY, folder, network=MakeNetwork(network), scaling="range")
     with World.single("cpu") as world:
         problem.players(world)
     assert problem.model is not None
@@ -91,10 +92,8 @@ def test_a_checkpoint_holds_how_fields_are_scaled(folder: Path) -> None:
     scaled = torch.from_numpy(problem.parts.statistics.to_unit_range(snapshot.values))
     with torch.no_grad():
         expected = problem.model.eval()(scaled[None]).argmax(1)[0].numpy()
-    other = segmenter(Climate(network="tiramisu", scaling="range"), True)
-    other.network = small(16, True)
-    other.load_state_dict(problem.model.state_dict())
-    assert (other.eval().classify(snapshot.values) == expected).mean() > 0.999
+    other = segmenter(Climate(network=network, scaling="range"), problem.model.state_dict())
+    assert (other.classify(snapshot.values) == expected).mean() > 0.999
     with pytest.raises(ValueError, match=r"expected \(16, lat, lon\)"):
         other.classify(snapshot.values[:4])
 
@@ -147,6 +146,27 @@ def test_settings_become_the_objects_they_describe(folder: Path) -> None:
     assert isinstance(problem, ClimateProblem)
     assert problem.generation == TINY
     assert problem._loss == Focal(1.0, inverse_power(FREQUENCIES, 0.125))
+
+
+def test_what_is_staged_is_learnt_from(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = {"channels": FOUR, "network": small, "augment": False}
+    here = ClimateProblem(TINY, folder, **settings)  # type: ignore[arg-type]
+    there = ClimateProblem(TINY, folder, stage=tmp_path / "local", **settings)  # type: ignore[arg-type]
+    assert isinstance(there, Prepared)
+    with World.single("cpu") as world:
+        here.prepare(world, said.append)
+        assert not said
+        there.prepare(world, said.append)
+    assert f"staged {TINY.train} of {TINY.train} files" in said[0]
+    assert len(list((tmp_path / "local").glob("*.npz"))) == TINY.train
+    one, other = here.source.batch([0, 5, 2], 0), there.source.batch([0, 5, 2], 0)
+    assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["fields"], other["fields"], rtol=2e-3, atol=2e-3)  # 16 bits
+    for path in (tmp_path / "local").glob("*.npz"):
+        path.unlink()
+    with pytest.raises(SnapshotError, match="local"):
+        there.source.batch([1], 0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ is gone on with by the same call, and memory holds one snapshot for each worker,
 
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -18,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from exafield import provenance
-from exafield.climate import tiles
+from exafield.climate import masking, tiles
 from exafield.climate.grid import Grid
-from exafield.climate.masking import Made, Maker, mask
+from exafield.climate.masking import Made, Maker
 from exafield.climate.masks import How, OnError, present
 from exafield.climate.reading import Snapshots, find_files, open_snapshots
-from exafield.climate.segmenter import Segmenter
+from exafield.climate.segmenter import Segmenter, spacing
 from exafield.climate.snapshot import Snapshot, SnapshotError
 from exafield.climate.targets import encode_times
 from exafield.climate.writing import MaskWriter, origin
@@ -36,6 +37,9 @@ Load = Callable[[], Segmenter]
 
 # Between two lines that tell how far it is [s], our choice.
 _TELL = 30.0
+# Ratio of the spacings of two grids up to which a network trained on one may be trusted on the other, our choice:
+# storms then have about the size in pixels that it knows.
+_ALIKE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,8 @@ def apply(
             if getattr(segmenter.network, "periodic", False) and not grid.periodic:
                 say("the network takes longitudes to close, and these do not: its masks are not to be trusted "
                     "near the eastern and western edge")  # fmt: skip
+            if warning := misfit(segmenter, grid):
+                say(warning)
 
         return mask_files(
             paths,
@@ -169,6 +175,23 @@ def apply(
     finally:
         _loaded.cache_clear()
         torch.set_num_threads(threads)
+
+
+def misfit(segmenter: Segmenter, grid: Grid) -> str | None:
+    """A warning if the grid is much finer or coarser than the one that the network was trained on.
+
+    A network knows the sizes of storms in pixels only.
+    """
+    known, given = segmenter.spacing.tolist(), spacing(grid)
+    if min(known) <= 0:  # nobody has told it
+        return None
+    if all(1 / _ALIKE <= one / other <= _ALIKE for one, other in zip(given, known, strict=True)):
+        return None
+    here, there = (f"{north:.3g} x {east:.3g} degrees" for north, east in (given, known))
+    return (
+        f"warning: this grid has a spacing of {here}, and the network was trained on one of {there}: its masks are not "
+        "to be trusted; interpolate the fields to the spacing it was trained on, or train a network at this one"
+    )
 
 
 def mask_files(
@@ -218,9 +241,10 @@ def mask_files(
             on_error == "skip",
             say,
         )
-        for reason in lost:
-            say(f"left out: {reason}")
-        job.run(make, engine or ProcessEngine())
+        with job.writer.alone():
+            for reason in lost:
+                say(f"left out: {reason}")
+            job.run(make, engine or ProcessEngine())
     with open_snapshots(out, channels=()) as written:
         masks = len(written)
     skipped = tuple(job.unread.values())
@@ -271,8 +295,10 @@ class _Job:
     def _map(self, make: Maker, engine: MapEngine, missing: set[int]) -> None:
         total, told = len(self.order), time.monotonic()
         done = set(range(total)) - missing
+        run = uuid.uuid4().hex
         # A sequence of one snapshot is small to send, however many there are in all.
-        results = engine.map(partial(mask, make), (self.snapshots[at : at + 1] for at in self.order), done=done)
+        singles = (self.snapshots[at : at + 1] for at in self.order)
+        results = engine.map(partial(masking.mask, make, run), singles, done=done)
         try:
             for index, result in results:
                 self._take(index, result)
@@ -283,6 +309,7 @@ class _Job:
             # At once, not when the traceback of an error is let go: workers of the engine may still be busy.
             if (close := getattr(results, "close", None)) is not None:
                 close()
+            masking.close(run)  # what an engine without processes of its own has left open here
 
     def _take(self, index: int, result: Made) -> None:
         if result.labels is not None:

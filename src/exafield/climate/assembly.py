@@ -18,6 +18,7 @@ from exafield.engine import MapEngine
 from exafield.optim import Optimiser, Schedule
 from exafield.question import CLIMATE_LOSS, NETWORK, Climate, Weather
 from exafield.setting import RunError
+from exafield.state import misfit
 from exafield.suggestion import unknown
 
 SAMPLES = "snapshots of the atmosphere"
@@ -118,6 +119,7 @@ def problem(question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed
         augment=question.augment,
         workers=question.workers,
         memory=question.memory * 2**20,
+        stage=question.stage,
         seed=seed,
     )
 
@@ -142,10 +144,13 @@ def segmenter(question: Climate, state: Mapping[str, Tensor]) -> Segmenter:
     Args:
         state: of its module.
     Raises:
-        RuntimeError: it is that of another network.
+        ValueError: it is that of another network.
     """
     wanted = channels(question.data.channels)
-    network = MakeNetwork(question.network)(len(wanted), bool(state["periodic"]))
+    network = MakeNetwork(question.network)(len(wanted), bool(state.get("periodic", False)))
     made = Segmenter(network, wanted, question.scaling)
+    state = {"spacing": made.spacing, **state}  # early checkpoints do not tell it
+    if text := misfit(made, state):
+        raise ValueError(f"the settings are those of another network ({question.network}, {len(wanted)} channels): {text}")
     made.load_state_dict(state)
     return made.eval()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import tyro
 
 from exafield.climate import clock
 from exafield.climate.fields import CHANNELS
-from exafield.climate.flags import Describe, EventsOf, Label, Show, as_flags
+from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate, as_flags
 from exafield.climate.masks import MEASURES, Fields, Masks, moment, present
 from exafield.climate.snapshot import SnapshotError
 from exafield.setting import RunError
@@ -25,6 +26,7 @@ usage: exafield climate COMMAND [OPTIONS]
 
   describe FILES      what the reader finds in files: grid, channels, units, times, labels, ranges, and what is wrong
   show FILES          a picture of a snapshot: fields, and outlines of its masks
+  simulate FOLDER     some days of a synthetic atmosphere, with the masks of its storms, to try things on
   label FILES         masks of cyclones and rivers by rules of thumb, without a network
   events MASKS        storms in masks: events followed in time, tables, maps, counts, shares of rain, best tracks
 
@@ -44,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     commands: Mapping[str, Callable[[list[str]], int]] = {
         "describe": _describe,
         "show": _show,
+        "simulate": _simulate,
         "label": _label,
         "events": _events,
     }
@@ -137,6 +140,33 @@ def _at(times: Sequence[Any], wanted: str | None) -> int:
             return index
     some = ", ".join(texts[:4]) + (f" ... {texts[-1]}" if len(texts) > 4 else "")
     raise RunError(f"--time {wanted}: there are {some}")
+
+
+def _simulate(argv: list[str]) -> int:
+    arguments = _parsed(Simulate, "simulate", argv)
+    from exafield.climate.generate import series
+    from exafield.engine import map_engine
+
+    try:
+        start = np.datetime64(arguments.start, "h")
+    except ValueError as error:
+        raise RunError(f"--start {arguments.start}: it is to be a time such as 2011-08-01 or 2011-08-01T12") from error
+    began = time.monotonic()
+    try:
+        made = series(
+            arguments.folder,
+            start,
+            24 * arguments.days // max(arguments.hours, 1),
+            hours=arguments.hours,
+            latitudes=arguments.latitudes,
+            longitudes=arguments.longitudes,
+            seed=arguments.weather_seed,
+            engine=map_engine(arguments.engine, arguments.engine_address),
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    print(f"{arguments.folder}: {made} snapshots made in {time.monotonic() - began:.1f} s")
+    return 0
 
 
 def _label(argv: list[str]) -> int:

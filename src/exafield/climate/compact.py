@@ -33,11 +33,13 @@ class Compact:
         channels: that are kept; None: all sixteen.
         half: whether values are kept in 16 bits: to 1/2000 of their distance from the mean of the snapshot.
         labels: which version of them; None leaves them out.
+        names: pairs of a channel and the variable that it is, where that cannot be known.
     """
 
     channels: tuple[str, ...] | None = None
     half: bool = True
     labels: int | None = 0
+    names: tuple[tuple[str, str], ...] = ()
 
     def name(self, source: str) -> str:
         """Of the file made."""
@@ -50,7 +52,7 @@ class Compact:
             SnapshotError: the source cannot be read.
             OSError: the target cannot be written.
         """
-        with open_snapshots(source, channels=self.channels, labels=self.labels) as snapshots:
+        with open_snapshots(source, channels=self.channels, labels=self.labels, names=dict(self.names)) as snapshots:
             write_compact(target, list(snapshots), half=self.half)
 
 

@@ -117,6 +117,33 @@ class EventsOf:
 
 
 @dataclass(frozen=True)
+class Simulate:
+    """Makes some days of a synthetic atmosphere, with the masks of its storms, one file for each time.
+
+    Args:
+        folder: of the files.
+        start: first time, UTC, such as 2011-08-01.
+        days: how many.
+        hours: between two snapshots.
+        latitudes: rows of the global grid, poles included.
+        longitudes: columns of the grid.
+        weather_seed: 0 or more; other seeds have other weather in the same climate.
+        engine: what runs it: processes (all cores), or another that maps, see exafield taskbench engines.
+        engine_address: of a cluster of that system that is up already. None: it is started here.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    start: str = "2011-08-01"
+    days: int = 10
+    hours: int = 3
+    latitudes: int = 144
+    longitudes: int = 216
+    weather_seed: int = 0
+    engine: str = "processes"
+    engine_address: str | None = None
+
+
+@dataclass(frozen=True)
 class Label:
     """Labels fields by rules of thumb: cyclones by vorticity, pressure and warm core, rivers by moisture and shape.
 

@@ -135,6 +135,51 @@ def generate(path: str | Path, generation: Generation, engine: MapEngine | None 
     return len(tasks) - len(done)
 
 
+def series(
+    folder: str | Path,
+    start: np.datetime64,
+    count: int,
+    *,
+    hours: int = 3,
+    latitudes: int = 144,
+    longitudes: int = 216,
+    seed: int = 0,
+    engine: MapEngine | None = None,
+) -> int:
+    """Makes the weather of some days, one file for each time, to follow storms in; returns how many it made.
+
+    Args:
+        folder: made if it is not there; files that are there are kept.
+        start: first time, UTC.
+        count: of times.
+        hours: between them.
+        latitudes, longitudes: of the global grid.
+        seed: of the atmosphere.
+        engine: that maps; None: processes on this machine.
+    Raises:
+        StoreError: the folder cannot be made, or was made with other parameters.
+        ValueError: a number is out of range.
+        EngineError: a snapshot could not be made.
+    """
+    if count < 1 or hours < 1:
+        raise ValueError(f"a series needs 1 time or more, 1 hour or more apart, got {count} and {hours}")
+    # Parts of a data set are of no meaning here; what a snapshot depends on is.
+    weather = Generation(latitudes=latitudes, longitudes=longitudes, train=1, validation=1, test=1, seed=seed)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
+    times = [start.astype("datetime64[h]") + np.timedelta64(hours * step, "h") for step in range(count)]
+    with locked(folder):
+        _claim(folder, weather)
+        tasks = [(str(folder.absolute() / file_name(time)), str(time), weather) for time in times]
+        done = {index for index, task in enumerate(tasks) if Path(task[0]).exists()}
+        for _ in (engine or ProcessEngine()).map(make, tasks, done=done):
+            pass
+    return len(tasks) - len(done)
+
+
 def _claim(folder: Path, generation: Generation) -> None:
     """Checks that the folder is of this generation; says so in it if it is new."""
     told = folder / "generation.json"

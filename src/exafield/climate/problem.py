@@ -24,6 +24,7 @@ from exafield.climate.analysis import (
     storms_in,
 )
 from exafield.climate.augment import Augmentation
+from exafield.climate.compact import Compact, CompactSnapshots
 from exafield.climate.decoding import Scaling
 from exafield.climate.fields import CHANNELS
 from exafield.climate.generate import Generation, default_path, generate
@@ -35,9 +36,11 @@ from exafield.climate.reading import Snapshots
 from exafield.climate.segmenter import Segmenter
 from exafield.climate.snapshot import Snapshot, SnapshotError
 from exafield.climate.source import ClimateSource
+from exafield.climate.staging import stage as bring
 from exafield.climate.tiramisu import Tiramisu
 from exafield.optim import AdamW, Constant, Optimiser, Schedule
 from exafield.problem import Player
+from exafield.store import StoreError
 from exafield.world import World
 
 # Snapshots that the classifier of single pixels learns from, at most; our choice.
@@ -66,6 +69,7 @@ class ClimateProblem:
         augment: whether samples are rolled and mirrored, as far as the grid allows.
         workers: processes that read.
         memory: bytes for snapshots that are kept, if all fit.
+        stage: folder on a disk of each node, into which :meth:`prepare` brings the training part.
         seed: of augmentation.
     """
 
@@ -85,6 +89,7 @@ class ClimateProblem:
         augment: bool = True,
         workers: int = 0,
         memory: int = 2**30,
+        stage: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         self.generation = None if isinstance(data, Parts) else data or Generation()
@@ -99,6 +104,8 @@ class ClimateProblem:
         self._optimiser = optimiser or AdamW(learning_rate=2e-3)
         self._schedule = schedule or Constant(warmup=30)
         self._workers, self._memory, self._seed = workers, memory, seed
+        self._stage = Path(stage) if stage is not None else None
+        self._staged: CompactSnapshots | None = None
         self.model: Segmenter | None = None
         self._example: tuple[Snapshot, Masks] | None = None
 
@@ -111,12 +118,32 @@ class ClimateProblem:
             generate(self._parts.folder, self.generation)
         return self._parts
 
+    def prepare(self, world: World, say: Callable[[str], None]) -> None:
+        """Brings the training part to a disk of each node, if that is asked for. Collective.
+
+        Raises:
+            StagingError: on all ranks: a file cannot be read or stored.
+        """
+        if self._stage is None:
+            return
+        parts = self.parts
+        try:
+            self._stage.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {self._stage}: {error.strerror}") from error
+        convert = Compact(parts.channels, names=tuple(parts.names.items()))
+        staged = bring(world, parts.folder / "train", self._stage, convert=convert)
+        for line in staged.lines():
+            say(line)
+        self._staged = CompactSnapshots(staged.files)
+
     @cached_property
     def source(self) -> ClimateSource:
         """The training snapshots, augmented."""
-        grid = self.parts.train.axes.grid
+        snapshots = self._staged or self.parts.train
+        grid = snapshots.axes.grid
         return ClimateSource(
-            self.parts.train,
+            snapshots,
             self.parts.statistics,
             scaling=self._scaling,
             augmentation=_augmentation(grid) if self._augment else None,
@@ -134,6 +161,7 @@ class ClimateProblem:
             network = self._network(len(self.channels), source.snapshots.axes.grid.periodic)
             self.model = Segmenter(network, self.channels, self._scaling)
             self.model.set_statistics(self.parts.statistics)
+            self.model.set_grid(source.snapshots.axes.grid)
             if world.size > 1:  # else ranks would judge their samples by networks that differ
                 SyncBatchNorm.convert(self.model, world)
         model = self.model

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exafield.climate.decoding import Scaling
+from exafield.climate.grid import Grid
 from exafield.climate.normalisation import Statistics
 
 
@@ -24,6 +25,7 @@ class Segmenter(nn.Module):
     shift: Tensor
     factor: Tensor
     periodic: Tensor
+    spacing: Tensor
 
     def __init__(self, network: nn.Module, channels: Sequence[str], scaling: Scaling = "standard") -> None:
         super().__init__()
@@ -32,6 +34,8 @@ class Segmenter(nn.Module):
         self.register_buffer("factor", torch.ones(len(self.channels)))
         # Whether the network takes longitudes to close; kept, since no setting of a run tells it.
         self.register_buffer("periodic", torch.tensor(bool(getattr(network, "periodic", False))))
+        # Of the grid it is trained on, in latitude and longitude [degrees]; 0 where nobody has told it.
+        self.register_buffer("spacing", torch.zeros(2))
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Takes note of how fields are scaled.
@@ -49,6 +53,11 @@ class Segmenter(nn.Module):
         with torch.no_grad():
             self.shift.copy_(torch.from_numpy(low))
             self.factor.copy_(torch.from_numpy(1.0 / width))
+
+    def set_grid(self, grid: Grid) -> None:
+        """Takes note of how fine the grid is that it is trained on."""
+        with torch.no_grad():
+            self.spacing.copy_(torch.tensor(spacing(grid)))
 
     def forward(self, fields: Float[Tensor, "batch channel lat lon"]) -> Float[Tensor, "batch class lat lon"]:
         """Logits from scaled fields, as a source gives them."""
@@ -70,3 +79,8 @@ class Segmenter(nn.Module):
         scaled = (fields - self.shift[:, None, None]) * self.factor[:, None, None]
         guess: NDArray[np.uint8] = self(scaled[None]).argmax(1)[0].to(torch.uint8).cpu().numpy()
         return guess
+
+
+def spacing(grid: Grid) -> tuple[float, float]:
+    """What most neighbours are apart in latitude and in longitude [degrees]."""
+    return float(np.median(np.diff(grid.latitude))), float(np.median(np.diff(grid.longitude)))

@@ -2,13 +2,14 @@
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class MaskWriter:
 
     Until then each mask is a small file in a hidden folder beside it, written whole or not at all; so a run that was
     cut off is gone on with by making the same writer again, and the file itself is there only when complete. Memory
-    holds one mask at a time.
+    holds one mask at a time. What was begun and has no mask yet does not bind: it is begun anew.
 
     Args:
         path: ends in .nc or .zarr.
@@ -90,11 +91,63 @@ class MaskWriter:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}; choose another folder") from error
-        told = self._parts / "made_with.json"
-        if told.exists():
-            self._same(told.read_text(encoding="utf-8"), self._parts)
+        if not self._begun or self._begun == self._made_with:
+            self._begin()
+        elif self._empty:
+            with self._lock():
+                self._begin()
         else:
-            atomic_write(told, self._made_with.encode())
+            self._same(self._begun, self._parts)
+
+    @property
+    def _begun(self) -> str:
+        """What the masks in the hidden folder are made with; empty if that is new."""
+        told = self._parts / "made_with.json"
+        return told.read_text(encoding="utf-8") if told.exists() else ""
+
+    @property
+    def _empty(self) -> bool:
+        return not any(self._parts.glob("*.mask"))
+
+    def _begin(self) -> None:
+        if self._begun != self._made_with:
+            for path in self._parts.glob("*.skipped"):  # of what else was begun
+                path.unlink(missing_ok=True)
+            atomic_write(self._parts / "made_with.json", self._made_with.encode())
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        # Held by the open file, and so let go however the process ends.
+        with open(self._parts / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreError(
+                    f"{self.path} is being made by another run already: wait until it ends, or choose another name"
+                ) from error
+            except OSError:
+                pass  # this file system has no locks: two runs at once then do the same work twice, and no harm
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs from making the same masks, and at the end takes away a hidden folder without any.
+
+        For the process that has all masks made; those who write masks for it need nothing of that.
+
+        Raises:
+            StoreError: another run is making them.
+        """
+        if self.finished:
+            yield
+            return
+        with self._lock():
+            self._same(self._begun or self._made_with, self._parts)  # another run may have come in between
+            try:
+                yield
+            finally:
+                if self._parts.exists() and self._empty:
+                    shutil.rmtree(self._parts, ignore_errors=True)
 
     def _same(self, have: str, where: Path) -> None:
         if have == self._made_with:
