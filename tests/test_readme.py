@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from exafield import cli, runfile
+from exafield.apply import ApplyClimate
+from exafield.arguments import ReportOn, Submit, TraceOf, Train
+from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
 from exafield.given import starting_run
 from exafield.launch import spawn
 from exafield.taskbench.flags import parse, separate
@@ -42,21 +45,27 @@ def test_commands_that_are_shown_are_understood(page: Path) -> None:
             command, *rest = words[words.index("exafield") + 1 :]
             if command == "train":
                 rest = [word for pair in _without_resume(rest) for word in pair]
-                arguments = cli._parsed(cli.Train, "train", rest, cli.Train(problem="", run=starting_run(rest)))
-                assert arguments.problem == "microscopy"
+                arguments = cli._parsed(Train, "train", rest, Train(problem="", run=starting_run(rest)))
+                assert arguments.problem == arguments.run.problem.name == rest[0]
             elif command == "submit":
                 rest = [word for pair in _without_resume(rest) for word in pair]
-                job = cli._parsed(cli.Submit, "submit", rest, cli.Submit(problem="", run=starting_run(rest))).job
+                job = cli._parsed(Submit, "submit", rest, Submit(problem="", run=starting_run(rest))).job
                 assert f"--nodes={job.nodes}" in "\n".join(job.header("microscopy", page))
             elif command == "report":
-                assert str(cli._parsed(cli.ReportOn, "report", rest).run).startswith("runs/")
+                assert str(cli._parsed(ReportOn, "report", rest).run).startswith("runs/")
             elif command == "trace":
-                assert str(cli._parsed(cli.TraceOf, "trace", rest).run).startswith("runs/")
+                assert str(cli._parsed(TraceOf, "trace", rest).run).startswith("runs/")
             elif command == "taskbench":
                 name, *own = rest
                 assert name in ("run", "metg", "compare", "engines", "check")
                 if name == "run":
                     parse(separate(own, ("--engine",))[0])
+            elif command == "apply":
+                assert rest[0] == "climate"
+                assert cli._parsed(ApplyClimate, "apply climate", rest[1:]).files
+            elif command == "climate":
+                kinds = {"describe": Describe, "show": Show, "simulate": Simulate, "label": Label, "events": EventsOf}
+                cli._parsed(kinds[rest[0]], "climate", rest[1:])
             else:
                 assert command in ("generate", "doctor", "cite", "data")
 

@@ -1,10 +1,11 @@
 """The command `apply`: what a training has learnt, used on data that it never saw."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 
@@ -12,10 +13,9 @@ from exafield.checkpoint import CheckpointError, Checkpoints
 from exafield.climate.flags import Reading, as_flags
 from exafield.climate.snapshot import SnapshotError
 from exafield.engine import map_engine
-from exafield.question import Climate
+from exafield.question import Climate, Microscopy
 from exafield.runfile import load
 from exafield.setting import RunError
-from exafield.store import RunFolder
 from exafield.suggestion import unknown
 from exafield.world import World
 
@@ -69,32 +69,39 @@ class TrainedSegmenter:
     Args:
         folder: of the run, absolute.
         step: of the checkpoint.
+        digest: of the checkpoint: what tells two trainings from each other, also to workers that outlive one.
     """
 
     folder: str
     step: int
+    digest: str
+
+    @classmethod
+    def of(cls, folder: Path, step: int) -> "TrainedSegmenter":
+        """That of a checkpoint which is there."""
+        with World.single("cpu") as world:
+            manifest = Checkpoints(folder / "checkpoints", world).path(step) / "manifest.json"
+        return cls(str(folder.absolute()), step, hashlib.sha256(manifest.read_bytes()).hexdigest())
 
     def __call__(self) -> "Segmenter":
         """The network.
 
         Raises:
-            CheckpointError: the checkpoint is gone or not whole.
+            CheckpointError: the checkpoint is gone or not whole, or the settings beside it are not its own.
         """
         from exafield.climate.assembly import segmenter
 
-        folder = RunFolder(self.folder)
-        question = load(folder.config).problem
-        assert isinstance(question, Climate)
+        question = about(Path(self.folder), Climate)
         with World.single("cpu") as world:
-            loaded = Checkpoints(folder.checkpoints, world).read(self.step, ["network"])
-        return segmenter(question, loaded.shared["network"]["model"])
-
-    @property
-    def digest(self) -> str:
-        """Of the checkpoint: what tells two trainings from each other."""
-        with World.single("cpu") as world:
-            path = Checkpoints(RunFolder(self.folder).checkpoints, world).path(self.step)
-        return hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+            checkpoints = Checkpoints(Path(self.folder) / "checkpoints", world)
+            state = checkpoints.read(self.step, ["network"]).shared["network"]["model"]
+        try:
+            return segmenter(question, state)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{checkpoints.path(self.step)} does not fit {Path(self.folder) / 'run.yaml'}: {error}; was run.yaml "
+                "changed after the training?"
+            ) from error
 
 
 def main(argv: Sequence[str], parsed: Callable[..., Any]) -> int:
@@ -115,7 +122,8 @@ def main(argv: Sequence[str], parsed: Callable[..., Any]) -> int:
 
 
 def _climate(arguments: ApplyClimate) -> int:
-    trained = TrainedSegmenter(str(arguments.run.absolute()), newest(arguments.run, Climate.name, arguments.step))
+    about(arguments.run, Climate)
+    trained = TrainedSegmenter.of(arguments.run, newest(arguments.run, arguments.step))
     from exafield.climate.apply import apply
 
     try:
@@ -141,25 +149,47 @@ def _climate(arguments: ApplyClimate) -> int:
     return 0
 
 
-def newest(folder: Path, problem: str, step: int | None) -> int:
-    """The step of the checkpoint that is used.
+_Question = TypeVar("_Question", Microscopy, Climate)
+
+
+def about(folder: Path, kind: type[_Question]) -> _Question:
+    """The question of a run. Nothing is written into its folder: it may be another user's.
 
     Raises:
-        RunError: the folder holds no run about this problem.
-        CheckpointError: it has no checkpoint, or not that of the step.
+        RunError: there is no run, or it is about something else.
     """
-    run = load(RunFolder(folder).config)
-    if run.problem.name != problem:
-        raise RunError(f"{folder} is a run about {run.problem.name}, not {problem}")
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder} is no folder of a run: it has no run.yaml")
+    question = load(path).problem
+    if not isinstance(question, kind):
+        raise RunError(f"{folder} is a run about {question.name}, not {kind.name}")
+    return question
+
+
+def newest(folder: Path, step: int | None = None) -> int:
+    """The step of the checkpoint that is used: the newest that is whole, or that of the step asked for.
+
+    Unlike a training that goes on, it sets nothing aside and tidies nothing: the run may be in progress.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or none is whole.
+    """
     with World.single("cpu") as world:
-        checkpoints = Checkpoints(RunFolder(folder).checkpoints, world)
+        checkpoints = Checkpoints(folder / "checkpoints", world)
         steps = checkpoints.steps()
         if not steps:
             raise CheckpointError(f"{folder} has no checkpoint yet: train it first, or give it --checkpoint-every")
-        if step is None:
-            loaded = checkpoints.load(["network"])  # a damaged one is set aside, and the one before taken
-            assert loaded is not None
-            return loaded.step
-    if step not in steps:
-        raise CheckpointError(f"{folder} has no checkpoint of step {step}, but of {', '.join(map(str, steps))}")
-    return step
+        if step is not None:
+            if step not in steps:
+                raise CheckpointError(f"{folder} has no checkpoint of step {step}, but of {', '.join(map(str, steps))}")
+            checkpoints.read(step, ["network"])
+            return step
+        for last in reversed(steps):
+            try:
+                checkpoints.read(last, ["network"])
+            except CheckpointError as error:
+                warnings.warn(f"{error}: taking the one before", stacklevel=2)
+            else:
+                return last
+    raise CheckpointError(f"no checkpoint in {folder / 'checkpoints'} is whole: train again, or restore a backup")

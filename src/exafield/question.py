@@ -163,6 +163,7 @@ class Climate:
         memory: for snapshots kept by each rank [MiB], if all fit; else each is read anew in every epoch.
         stage: folder on a disk of each node, into which the training part is brought before training: each file is
             read from the shared file system once, and kept with the channels of the run in 16 bits.
+        compile: the network before training, which takes a minute and pays on a GPU.
     """
 
     name: ClassVar[str] = "climate"
@@ -177,6 +178,7 @@ class Climate:
     workers: int = 0
     memory: int = 1024
     stage: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         at_least("problem", 0, workers=self.workers, memory=self.memory)

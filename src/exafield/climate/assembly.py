@@ -120,6 +120,7 @@ def problem(question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed
         workers=question.workers,
         memory=question.memory * 2**20,
         stage=question.stage,
+        compile_network=question.compile,
         seed=seed,
     )
 
@@ -151,6 +152,10 @@ def segmenter(question: Climate, state: Mapping[str, Tensor]) -> Segmenter:
     made = Segmenter(network, wanted, question.scaling)
     state = {"spacing": made.spacing, **state}  # early checkpoints do not tell it
     if text := misfit(made, state):
-        raise ValueError(f"the settings are those of another network ({question.network}, {len(wanted)} channels): {text}")
+        first, *others = text.split("; ")
+        more = f"; and {len(others)} more like that" if others else ""
+        raise ValueError(
+            f"the settings are those of another network ({question.network}, {len(wanted)} channels): {first}{more}"
+        )
     made.load_state_dict(state)
     return made.eval()

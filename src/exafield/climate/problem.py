@@ -69,6 +69,7 @@ class ClimateProblem:
         augment: whether samples are rolled and mirrored, as far as the grid allows.
         workers: processes that read.
         memory: bytes for snapshots that are kept, if all fit.
+        compile_network: by torch.compile, for training.
         stage: folder on a disk of each node, into which :meth:`prepare` brings the training part.
         seed: of augmentation.
     """
@@ -89,6 +90,7 @@ class ClimateProblem:
         augment: bool = True,
         workers: int = 0,
         memory: int = 2**30,
+        compile_network: bool = False,
         stage: str | Path | None = None,
         seed: int = 0,
     ) -> None:
@@ -104,6 +106,7 @@ class ClimateProblem:
         self._optimiser = optimiser or AdamW(learning_rate=2e-3)
         self._schedule = schedule or Constant(warmup=30)
         self._workers, self._memory, self._seed = workers, memory, seed
+        self._compile = compile_network
         self._stage = Path(stage) if stage is not None else None
         self._staged: CompactSnapshots | None = None
         self.model: Segmenter | None = None
@@ -164,6 +167,10 @@ class ClimateProblem:
             self.model.set_grid(source.snapshots.axes.grid)
             if world.size > 1:  # else ranks would judge their samples by networks that differ
                 SyncBatchNorm.convert(self.model, world)
+            if world.device.type == "cuda":  # what its convolutions are fastest with; on a CPU it is all the same
+                self.model.to(memory_format=torch.channels_last)
+            if self._compile:
+                network.compile()
         model = self.model
         loss = self._loss if isinstance(self._loss, Loss) else self._loss(self.parts.frequencies)
 

@@ -61,6 +61,8 @@ class Segmenter(nn.Module):
 
     def forward(self, fields: Float[Tensor, "batch channel lat lon"]) -> Float[Tensor, "batch class lat lon"]:
         """Logits from scaled fields, as a source gives them."""
+        if fields.is_cuda:  # as the network's weights are laid out there
+            fields = fields.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(fields)
         return logits
 
@@ -77,7 +79,7 @@ class Segmenter(nn.Module):
             raise ValueError(f"fields have shape {values.shape}, expected ({len(self.channels)}, lat, lon)")
         fields = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.shift.device)
         scaled = (fields - self.shift[:, None, None]) * self.factor[:, None, None]
-        guess: NDArray[np.uint8] = self(scaled[None]).argmax(1)[0].to(torch.uint8).cpu().numpy()
+        guess: NDArray[np.uint8] = self.network.forward(scaled[None]).argmax(1)[0].to(torch.uint8).cpu().numpy()
         return guess
 
 

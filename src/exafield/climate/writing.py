@@ -118,6 +118,7 @@ class MaskWriter:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         # Held by the open file, and so let go however the process ends.
+        self._parts.mkdir(parents=True, exist_ok=True)
         with open(self._parts / "lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +143,9 @@ class MaskWriter:
             yield
             return
         with self._lock():
-            self._same(self._begun or self._made_with, self._parts)  # another run may have come in between
+            if self._begun:  # another run may have come in between
+                self._same(self._begun, self._parts)
+            self._begin()
             try:
                 yield
             finally:

@@ -6,6 +6,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 #: A cell with less than this share of the square of its longest edge is degenerate; our choice.
 SLIVER = 1e-8
@@ -59,7 +61,7 @@ class Mesh:
 
     @classmethod
     def of(
-        cls, vertices: ArrayLike, corners: ArrayLike, *, centres: ArrayLike | None = None, modflow: bool = False
+        cls, vertices: ArrayLike, corners: ArrayLike, *, centres: ArrayLike | None = None, perpendicular: bool = False
     ) -> "Mesh":
         """The mesh of cells given by their corners.
 
@@ -68,8 +70,9 @@ class Mesh:
             corners: vertices of each cell in their order around it (either way round), cell x 3 or more; -1 after the
                 last of a cell with fewer.
             centres: [m]; the cells' centroids if not given.
-            modflow: shapes as MODFLOW 6 computes them for DISV: length over the distance from the centre to the
-                middle of the face. Ours projects this way on the normal, so both agree where it is orthogonal.
+            perpendicular: measure the distance to a face along its normal, as MODFLOW 6 does for DISV and as Voronoi
+                cells need. Otherwise length over distance is (c n) / (c c), with c the way from the centre to the
+                middle of the face and n its normal, as long as the face. Both agree on orthogonal meshes.
 
         Raises:
             MeshError: degenerate or overlapping cells, indices out of range, values that are not finite.
@@ -93,7 +96,7 @@ class Mesh:
                 raise MeshError(f"centres must be {len(rows)} finite points, got shape {centroids.shape}")
         ends, of_cell, pairs, single = _faces(filled, counts)
         # Ends run around their own cell, so the area's sign says on which side of them the cell has to be.
-        shapes, angles = _sides(points, ends, of_cell, centroids, np.sign(signed), modflow)
+        shapes, angles = _sides(points, ends, of_cell, centroids, np.sign(signed), perpendicular)
         inner_ends, outer_ends = ends[pairs[:, 0]], ends[single]
         return cls(
             centres=centroids,
@@ -137,8 +140,6 @@ class Mesh:
     @cached_property
     def parts(self) -> Int[np.ndarray, "cell"]:
         """Number of the connected part that each cell is in."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
 
         a, b = self.neighbours.T
         graph = coo_array((np.ones(len(a)), (a, b)), shape=(self.cells, self.cells))
@@ -257,7 +258,7 @@ def _sides(
     cells: Int[np.ndarray, "edge"],
     centres: Float[np.ndarray, "cell 2"],
     turns: Float[np.ndarray, "cell"],
-    modflow: bool,
+    perpendicular: bool,
 ) -> tuple[Float[np.ndarray, "edge"], Float[np.ndarray, "edge"]]:
     """Shape of each edge as a side of a face, and the angle between its normal and the way there."""
     first, last = points[ends[:, 0]], points[ends[:, 1]]
@@ -270,7 +271,7 @@ def _sides(
             f"the centre of cell {cells[poor[0]]} is not on the inner side of its face between vertices "
             f"{ends[poor[0]].tolist()}: the cell is degenerate, or its centre is given wrongly"
         )
-    shape = length / distance if modflow else across / distance**2
+    shape = length**2 / across if perpendicular else across / distance**2
     return shape, np.degrees(np.arccos(np.clip(across / (length * distance), 0.0, 1.0)))
 
 

@@ -1,0 +1,245 @@
+"""Sites from files: npz archives, and a mesh that meshio reads with CSV tables beside it."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from exafield.requirement import require
+from exafield.subsurface.checks import SiteError, check_positive, length_unit, unit_factor
+from exafield.subsurface.mesh import Mesh
+from exafield.subsurface.site import Site
+
+# Faces of meshio's cells in the plane.
+_CORNERS = {"triangle": 3, "quad": 4}
+
+
+def from_npz(path: Path | str, *, scale: float = 1.0, name: str | None = None) -> Site:
+    """A site from an npz archive.
+
+    Arrays: nodes (vertex x 2) and cell_nodes (cell x corner, 0-based); bc_kind ('D' head [m], 'N' inflow [m3/d]),
+    bc_value and bc_face, which numbers the rows of face_nodes; optionally log_transmissivity (natural logarithm of
+    m2/d), head [m], well_cells and y_sensors_*, sets of cells.
+
+    Args:
+        path: of the archive.
+        scale: metres in the archive's unit of length.
+        name: of the site, the file's if not given.
+
+    Raises:
+        SiteError: an array is missing or does not fit the others.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+    for key in ("nodes", "cell_nodes", "bc_face", "bc_kind", "bc_value", "face_nodes"):
+        if key not in arrays:
+            raise SiteError(f"{path} has no array {key!r}, only {', '.join(sorted(arrays))}")
+    mesh = Mesh.of(np.asarray(arrays["nodes"], dtype=np.float64) * scale, arrays["cell_nodes"])
+    kinds, values = arrays["bc_kind"].astype(str), np.asarray(arrays["bc_value"], dtype=np.float64)
+    numbers, ends = np.asarray(arrays["bc_face"], dtype=np.int64), arrays["face_nodes"]
+    if not numbers.shape == kinds.shape == values.shape:
+        raise SiteError(
+            f"{path}: bc_face, bc_kind and bc_value have {numbers.size}, {kinds.size} and {values.size} rows"
+        )
+    strange = np.flatnonzero((numbers < 0) | (numbers >= len(ends)))
+    if strange.size:
+        raise SiteError(f"{path}: condition {strange[0]} is at face {numbers[strange[0]]} of {len(ends)}")
+    faces = _boundary_faces(mesh, ends[numbers], str(path))
+    fixed, inflow = kinds == "D", kinds == "N"
+    other = np.flatnonzero(~(fixed | inflow))
+    if other.size:
+        raise SiteError(f"{path}: condition {other[0]} is of kind '{kinds[other[0]]}', not 'D' (head) or 'N' (inflow)")
+    return Site(
+        mesh=mesh,
+        fixed_faces=faces[fixed],
+        fixed_heads=values[fixed],
+        inflow_faces=faces[inflow],
+        inflows=values[inflow],
+        well_cells=np.asarray(arrays.get("well_cells", ()), dtype=np.int64),
+        log_transmissivity=arrays.get("log_transmissivity"),
+        head=arrays.get("head"),
+        sensors={
+            key.removeprefix("y_sensors_"): np.asarray(rows, dtype=np.int64)
+            for key, rows in arrays.items()
+            if key.startswith("y_sensors_")
+        },
+        name=name or Path(path).stem,
+    )
+
+
+def from_tables(
+    mesh: Path | str,
+    boundary: Path | str,
+    *,
+    length: str,
+    cells: Path | str | None = None,
+    wells: Path | str | None = None,
+) -> Site:
+    """A site from a mesh that meshio reads and CSV tables.
+
+    Values carry their unit in the column's head, as in "transmissivity [m2/d]".
+
+    Args:
+        mesh: triangles and quads; other cells, such as lines, are passed over.
+        boundary: columns vertex_a, vertex_b (ends of the face, numbered from 0 as in the mesh), or x, y (in the mesh's
+            unit; the nearest boundary face is meant); head and inflow through the face, one of them in each row and the
+            other left empty.
+        length: unit of the mesh: m or ft.
+        cells: columns cell and transmissivity, or conductivity and thickness; every cell once.
+        wells: columns x, y and, if they pump, rate (below zero).
+
+    Raises:
+        SiteError: a table does not fit the mesh; names the file and the line.
+        ImportError: meshio is not installed.
+    """
+    scale = length_unit(length)
+    grid = _meshio(Path(mesh), scale)
+    site = Site(
+        mesh=grid,
+        **_conditions(Path(boundary), grid, scale),
+        log_transmissivity=None if cells is None else _transmissivity(Path(cells), grid.cells),
+        name=Path(mesh).stem,
+    )
+    if wells is None:
+        return site
+    table = _Table(Path(wells))
+    rates = table.numbers("rate", 3, -1) if table.has("rate") else None
+    return site.with_wells(np.stack([table.plain("x"), table.plain("y")], axis=-1) * scale, rates)
+
+
+def _meshio(path: Path, scale: float) -> Mesh:
+    read = require("meshio", extra="subsurface").read(path)
+    points = np.asarray(read.points, dtype=np.float64)
+    if points.shape[1] > 2 and np.ptp(points[:, 2]) > 1e-9 * max(np.ptp(points[:, 0]), np.ptp(points[:, 1])):
+        raise SiteError(f"{path} is not flat: its third coordinate spans {np.ptp(points[:, 2]):g}")
+    rows = []
+    for block in read.cells:
+        if block.type in _CORNERS:
+            filled = np.full((len(block.data), 4), -1, dtype=np.int64)
+            filled[:, : _CORNERS[block.type]] = block.data
+            rows.append(filled)
+    if not rows:
+        found = ", ".join(sorted({block.type for block in read.cells})) or "nothing"
+        raise SiteError(f"{path} holds no triangles or quads, only {found}")
+    return Mesh.of(points[:, :2] * scale, np.concatenate(rows))
+
+
+class _Table:
+    """A CSV file with a head line; messages name its lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file))
+        lines = [[field.strip() for field in line] for line in lines if any(field.strip() for field in line)]
+        if len(lines) < 2:
+            raise SiteError(f"{path} has no rows under its head line")
+        self.units: dict[str, str] = {}
+        self.columns: dict[str, list[str]] = {}
+        for number, line in enumerate(lines[1:], 2):
+            if len(line) != len(lines[0]):
+                raise SiteError(f"{path}, row {number} has {len(line)} fields, the head line has {len(lines[0])}")
+        for head, *column in zip(*lines, strict=True):
+            name, _, unit = head.partition("[")
+            self.columns[name.strip().lower()] = column
+            if unit:
+                self.units[name.strip().lower()] = unit.strip().removesuffix("]").strip()
+
+    def has(self, name: str) -> bool:
+        return name in self.columns
+
+    def plain(self, name: str, chosen: Bool[np.ndarray, "row"] | None = None) -> Float[np.ndarray, "some"]:
+        """Finite numbers of all or some rows, whatever their unit."""
+        if name not in self.columns:
+            raise SiteError(f"{self.path} has no column {name!r}, only {', '.join(self.columns)}")
+        column = self.columns[name]
+        values = []
+        for number in range(len(column)) if chosen is None else np.flatnonzero(chosen):
+            try:
+                values.append(float(column[number]))
+            except ValueError:
+                values.append(np.nan)
+            if not np.isfinite(values[-1]):
+                raise SiteError(
+                    f"{self.path}, row {number + 2}: {name} is {column[number]!r}, which is no finite number"
+                )
+        return np.array(values)
+
+    def whole(self, name: str) -> Int[np.ndarray, "row"]:
+        values = self.plain(name)
+        broken = np.flatnonzero(values != np.round(values))
+        if broken.size:
+            raise SiteError(f"{self.path}, row {broken[0] + 2}: {name} is {values[broken[0]]}, no whole number")
+        return values.astype(np.int64)
+
+    def numbers(
+        self, name: str, length: int, time: int, chosen: Bool[np.ndarray, "row"] | None = None
+    ) -> Float[np.ndarray, "some"]:
+        """Numbers in metres and days; the column's head must state their unit."""
+        values = self.plain(name, chosen)
+        try:
+            return values * unit_factor(self.units.get(name), length, time)
+        except SiteError as error:
+            raise SiteError(f"{self.path}, column {name!r}: {error}") from error
+
+
+def _conditions(path: Path, mesh: Mesh, scale: float) -> dict[str, Any]:
+    """Faces and values of fixed heads and inflows, as a site's arguments."""
+    table = _Table(path)
+    if table.has("vertex_a"):
+        faces = _boundary_faces(mesh, np.stack([table.whole("vertex_a"), table.whole("vertex_b")], axis=-1), str(path))
+    else:
+        points = np.stack([table.plain("x"), table.plain("y")], axis=-1) * scale
+        gaps = np.linalg.norm(mesh.boundary_centres[None] - points[:, None], axis=-1)
+        faces = gaps.argmin(axis=1)
+        far = np.flatnonzero(gaps.min(axis=1) > mesh.boundary_lengths[faces])
+        if far.size:
+            raise SiteError(
+                f"{path}, row {far[0] + 2}: the nearest boundary face is {gaps[far[0]].min():.6g} m away, farther than "
+                "it is long: check unit and origin of the coordinates"
+            )
+    nothing = [""] * len(faces)
+    given = {name: np.array([x != "" for x in table.columns.get(name, nothing)]) for name in ("head", "inflow")}
+    unclear = np.flatnonzero(given["head"] == given["inflow"])
+    if unclear.size:
+        raise SiteError(f"{path}, row {unclear[0] + 2} needs one of head and inflow, and only one")
+    values = {
+        name: table.numbers(name, power, time, rows) if (rows := given[name]).any() else np.zeros(0)
+        for name, power, time in (("head", 1, 0), ("inflow", 3, -1))
+    }
+    return {
+        "fixed_faces": faces[given["head"]],
+        "fixed_heads": values["head"],
+        "inflow_faces": faces[given["inflow"]],
+        "inflows": values["inflow"],
+    }
+
+
+def _boundary_faces(mesh: Mesh, ends: Int[np.ndarray, "row 2"], source: str) -> Int[np.ndarray, "row"]:
+    faces = mesh.boundary_face(ends)
+    missing = np.flatnonzero(faces < 0)
+    if missing.size:
+        raise SiteError(
+            f"{source}, condition {missing[0]}: no boundary face lies between vertices {ends[missing[0]].tolist()} "
+            f"({missing.size} such in all)"
+        )
+    return faces
+
+
+def _transmissivity(path: Path, cells: int) -> Float[np.ndarray, "cell"]:
+    """Natural logarithm of m2/d."""
+    table = _Table(path)
+    numbers = table.whole("cell")
+    if not np.array_equal(np.sort(numbers), np.arange(cells)):
+        raise SiteError(f"{path} must name each of the cells 0..{cells - 1} once; it has {len(numbers)} rows")
+    if table.has("transmissivity"):
+        values = table.numbers("transmissivity", 2, -1)
+    else:
+        conductivity, thickness = table.numbers("conductivity", 1, -1), table.numbers("thickness", 1, 0)
+        check_positive("conductivity", conductivity[np.argsort(numbers)])
+        values = conductivity * thickness
+    ordered = values[np.argsort(numbers)]
+    check_positive("transmissivity", ordered)
+    return np.asarray(np.log(ordered))
