@@ -26,9 +26,10 @@ from exafield import Field, Player, Reducer, Trainer, World
 from exafield.climate.loss import CrossEntropy
 from exafield.climate.model import DeepLabV3Plus, Tiramisu
 from exafield.flops import Operations
+from exafield.loader import Loader
 from exafield.optim import LARC
 from exafield.report import Report
-from exafield.source import Loader, Sampler
+from exafield.source import Sampler
 
 CHANNELS, CLASSES, STEPS, WARM = 16, 3, 3, 5
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"Tiramisu": Tiramisu, "DeepLabv3+": DeepLabV3Plus}

@@ -155,3 +155,14 @@ def test_no_worker_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> N
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(_alive(pid) for pid in pids)
+
+
+def test_workers_compute_on_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # the user's own wish
+    before = dict(os.environ)
+    (_, began), *_ = ProcessEngine(1).map(Path.read_bytes, [Path("/proc/self/environ")])
+    settings = dict(item.split("=", 1) for item in began.decode().split("\0") if "=" in item)
+    assert settings["OPENBLAS_NUM_THREADS"] == "1"
+    assert settings["MKL_NUM_THREADS"] == "3"
+    assert dict(os.environ) == before

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exafield.field import Field
-from exafield.source import Loader, Sampler, SourceError
+from exafield.loader import Loader
+from exafield.source import Parallel, Sampler, SourceError
 from exafield.trace import Trace
 
 
@@ -138,7 +139,7 @@ def drain(loader: Loader) -> None:
 
 
 def loader_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "exafield loader"]
+    return [t for t in threading.enumerate() if t.name.startswith("exafield loader")]
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
@@ -207,6 +208,52 @@ def test_large_finite_values_pass() -> None:
 def ninth(length: int, batch_size: int) -> list[tuple[int, list[int]]]:
     sampler = Sampler(length, batch_size)
     return [sampler.draw() for _ in range(9)][-1]
+
+
+class Several(Numbers):
+    """Three batches at a time: each thread waits with its first one for the other two."""
+
+    parallel = 3
+
+    def __init__(self, **settings: int) -> None:
+        super().__init__(**settings)
+        self.together = threading.Barrier(3)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> dict[str, Tensor]:
+        if threading.current_thread().name not in self.threads:
+            self.threads.add(threading.current_thread().name)
+            self.together.wait(timeout=60)
+        return super().batch(indices, epoch)
+
+
+def test_several_batches_at_a_time_come_in_their_order() -> None:
+    source = Several()
+    assert isinstance(source, Parallel)
+    assert not isinstance(Numbers(), Parallel)
+    trace, sampler = Trace(), Sampler(10, 4, seed=3)
+    with Loader(source, sampler, trace=trace) as loader, Loader(Numbers(), Sampler(10, 4, seed=3)) as plain:
+        for _ in range(6):
+            assert torch.equal(loader.next()["index"], plain.next()["index"])
+            assert loader.state_dict() == plain.state_dict()
+        assert len(source.threads) == 3
+        saved = loader.state_dict()
+        loader.next()
+        loader.load_state_dict(saved)
+        assert torch.equal(loader.next()["index"], plain.next()["index"])
+    assert {s.lane for s in trace.spans} == {"loader", "loader 2", "loader 3"}
+    assert loader_threads() == []
+
+
+def test_an_error_comes_after_the_batches_before_it() -> None:
+    sampler = Sampler(30, 3, seed=1)
+    draws = [sampler.draw()[0][1] for _ in range(5)]
+    source = Several(length=30, broken=draws[3][0])
+    with Loader(source, Sampler(30, 3, seed=1)) as loader:
+        for expected in draws[:3]:
+            assert loader.next()["index"].tolist() == expected
+        with pytest.raises(SourceError, match=f"sample {draws[3][0]}"):
+            loader.next()
+    assert loader_threads() == []
 
 
 def test_one_thread_at_most_and_spans() -> None:

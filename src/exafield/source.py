@@ -1,18 +1,12 @@
-"""Sources of samples, and how samples reach the ranks: a sampler that deals them out, a loader that reads ahead."""
+"""Sources of samples, and the sampler that deals them out to the ranks."""
 
-import queue
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from exafield.field import Field
-from exafield.trace import Trace
 
 
 @runtime_checkable
@@ -43,6 +37,16 @@ class Located(Protocol):
 
     def locate(self, index: int) -> str:
         """Such as "views.zarr, crystal Si, view 001"."""
+        ...
+
+
+@runtime_checkable
+class Parallel(Protocol):
+    """A source of which several batches may be asked for at the same time, by threads."""
+
+    @property
+    def parallel(self) -> int:
+        """How many: more do not come any sooner."""
         ...
 
 
@@ -132,155 +136,3 @@ class Sampler:
                     "resume with the same data and seed, or start anew"
                 )
         self.position = state["position"]
-
-
-class _Failure:
-    """What the reading thread hands over instead of a batch."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class Loader:
-    """Reads batches of a source ahead of time, in one thread. What it yields does not depend on `prefetch`.
-
-    Args:
-        source: of the samples.
-        sampler: deals them out; its state is the loader's to move from now on.
-        device: batches are delivered there.
-        prefetch: batches read ahead; 0 reads when asked, without a thread.
-        check: every how many batches the values are checked to be finite; 0 for never.
-        trace: takes a span for every batch on lane "loader".
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        sampler: Sampler,
-        *,
-        device: torch.device | str = "cpu",
-        prefetch: int = 2,
-        check: int = 1,
-        trace: Trace | None = None,
-    ) -> None:
-        if prefetch < 0 or check < 0:
-            raise ValueError(f"prefetch and check must be 0 or above, got {prefetch} and {check}")
-        self.source, self.sampler, self.device, self.check = source, sampler, torch.device(device), check
-        self._trace = trace or Trace(enabled=False)
-        self._prefetch = prefetch
-        self._count = 0
-        self._state = sampler.state_dict()
-        self._ready: queue.Queue[tuple[dict[str, Tensor], dict[str, int]] | _Failure] = queue.Queue(max(prefetch, 1))
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def next(self) -> dict[str, Tensor]:
-        """This rank's next batch: for each name a tensor (batch, ...) on the device.
-
-        Raises:
-            SourceError: the source failed or gave a value that is not finite; names source and sample.
-        """
-        if not self._prefetch:
-            batch, self._state = self._read()
-        else:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._read_ahead, name="exafield loader", daemon=True)
-                self._thread.start()
-            item = self._ready.get()
-            if isinstance(item, _Failure):
-                self.pause()
-                raise item.error
-            batch, self._state = item
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _read(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        with self._span():
-            parts = [(self._part(epoch, indices), indices) for epoch, indices in self.sampler.draw()]
-            if self.check and self._count % self.check == 0:
-                for tensors, indices in parts:
-                    self._check_finite(tensors, indices)
-            self._count += 1
-            first = parts[0][0]
-            batch = first if len(parts) == 1 else {k: torch.cat([p[k] for p, _ in parts]) for k in first}
-            if self.device.type == "cuda":
-                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-        return batch, self.sampler.state_dict()
-
-    def _span(self) -> AbstractContextManager[None]:
-        return self._trace.span("loader", "read") if self._trace.enabled else nullcontext()
-
-    def _part(self, epoch: int, indices: list[int]) -> dict[str, Tensor]:
-        try:
-            return self.source.batch(indices, epoch)
-        except Exception as error:
-            culprit = self._culprit(epoch, indices)
-            what = f"{type(error).__name__}: {error}"
-            raise SourceError(f"{self._name(culprit)} in epoch {epoch} could not be read: {what}") from error
-
-    def _culprit(self, epoch: int, indices: list[int]) -> list[int]:
-        """The first sample that fails on its own, or all if none does."""
-        for index in indices:
-            try:
-                self.source.batch([index], epoch)
-            except Exception:
-                return [index]
-        return indices
-
-    def _check_finite(self, tensors: Mapping[str, Tensor], indices: list[int]) -> None:
-        for name, tensor in tensors.items():
-            # A sum is finite unless a value is not, or the sum overflows: then a closer look decides.
-            if not (tensor.is_floating_point() or tensor.is_complex()) or bool(torch.isfinite(tensor.sum())):
-                continue
-            finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.dim() > 1 else torch.isfinite(tensor)
-            if not bool(finite.all()):
-                index = indices[int((~finite).nonzero()[0])]
-                raise SourceError(
-                    f"{self._name([index])} holds NaN or infinity in {name!r}: mend or leave out this sample"
-                )
-
-    def _name(self, indices: list[int]) -> str:
-        which = f"sample {indices[0]}" if len(indices) == 1 else f"samples {indices}"
-        place = f" ({self.source.locate(indices[0])})" if isinstance(self.source, Located) else ""
-        return f"{type(self.source).__name__}: {which}{place}"
-
-    def _read_ahead(self) -> None:
-        while not self._stop.is_set():
-            try:
-                item: Any = self._read()
-            except BaseException as error:
-                item = _Failure(error)
-            while not self._stop.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, _Failure):
-                return
-
-    def state_dict(self) -> dict[str, int]:
-        """The state from which the batch after the last delivered one comes next."""
-        return dict(self._state)
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on from a saved state; what was read ahead is thrown away."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.sampler.load_state_dict(state)
-        self._state = self.sampler.state_dict()
-        self._ready = queue.Queue(max(self._prefetch, 1))
-        self._stop.clear()
-
-    def pause(self) -> None:
-        """Ends the reading thread, after the batch it is at; the next batch asked for starts it again."""
-        self.load_state_dict(self._state)
-
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.pause()

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from exafield.batch import Batch, BatchError, OnResize
 from exafield.checkpoint import CheckpointError, Checkpoints
+from exafield.loader import Loader
 from exafield.meter import Clock, Meter
 from exafield.precision import Precision, autocast, check_precision
 from exafield.problem import Problem
 from exafield.reduce import Reducer
 from exafield.report import Report
 from exafield.seat import Seat, Seats
-from exafield.source import Loader, Sampler
+from exafield.source import Sampler
 from exafield.state import random_state, seed_everything, set_random_state
 from exafield.store import RunFolder
 from exafield.trace import Trace

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from exafield.climate.readers import Readers  # noqa: E402
 from exafield.climate.reading import Snapshots, open_snapshots  # noqa: E402
 from exafield.climate.snapshot import Axes, SnapshotError  # noqa: E402
 from exafield.climate.source import ClimateSource  # noqa: E402
-from exafield.source import Loader, Located, Sampler, Source, SourceError  # noqa: E402
+from exafield.loader import Loader  # noqa: E402
+from exafield.source import Located, Sampler, Source, SourceError  # noqa: E402
 
 COUNT = 5
 
@@ -92,14 +94,19 @@ def test_nothing_depends_on_who_reads(snapshots: Snapshots, statistics: Statisti
     ):
         first = here.batch(order, epoch=1)
         assert alike(first, there.batch(order, epoch=1))
+        assert len(there.processes) == 1
+        assert there.parallel == 3
+        with ThreadPoolExecutor(3) as pool:
+            assert all(alike(first, other) for other in pool.map(lambda _: there.batch(order, epoch=1), range(6)))
         # Neither on the company a sample has in its batch.
         assert torch.equal(here.batch([0], epoch=1)["fields"][0], first["fields"][2])
         assert not alike(first, there.batch(order, epoch=2))
         pids = there.processes
         assert len(pids) == 3
         # What idles and is lost is replaced.
-        os.kill(pids[0], signal.SIGKILL)
-        assert gone(pids[:1])
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert gone(pids)
         assert alike(first, there.batch(order, epoch=1))
         # So is what is lost with a task in its hands that it has not begun.
         pids += there.processes

@@ -92,8 +92,9 @@ def test_localisation_keeps_small_ensembles_from_chance() -> None:
         return float(found.members[:, 20:].std(0).mean())
 
     assert unobserved(right) == pytest.approx(1.0, abs=0.03)
-    assert unobserved("correlation") > 0.8
-    assert unobserved(None) < 0.7
+    chance = unobserved(None)
+    assert chance < 0.75
+    assert unobserved("correlation") > chance + 0.1
 
 
 def test_tapers() -> None:
@@ -112,7 +113,7 @@ def test_tapers() -> None:
     members = torch.randn(200, 50, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     found = correlation_taper(members, members[:, :2])
     assert found[0, 0] == 1
-    assert float(found[2:].mean()) < 0.1
+    assert float(found[2:].mean()) < 0.15
 
 
 def test_limits_hold_and_collapse_is_told() -> None:

@@ -110,7 +110,11 @@ def test_karhunen_loeve_keeps_the_share_asked_for() -> None:
     # A relative error of sqrt(2 / 4000) = 2.2 % of each variance; over the mean of many far less than 3 %.
     weights = mesh.areas / mesh.areas.sum()
     assert fields.var(0) @ weights == pytest.approx(half.share, rel=0.03)
-    for wrong, message in (({"terms": 0}, "terms must be"), ({"share": 2.0}, "share"), ({"terms": 2, "share": 0.5}, "not")):
+    for wrong, message in (
+        ({"terms": 0}, "terms must be"),
+        ({"share": 2.0}, "share"),
+        ({"terms": 2, "share": 0.5}, "not"),
+    ):
         with pytest.raises(ValueError, match=message):
             karhunen_loeve(mesh.centres, mesh.areas, law, **wrong)
 
@@ -154,9 +158,9 @@ def test_variance_is_right_at_the_boundary_too() -> None:
     assert float(fields.var(0).max()) < 2 * (1 + 6 * math.sqrt(2 / 4000))
     assert float(fields.var(0).min()) > 2 * (1 - 6 * math.sqrt(2 / 4000))
     # Without the scaling corners have about four times the variance of the middle.
-    raw = (matern_transfer(spectrum.eigenvalues, torch.tensor([3.0]), torch.tensor([2.5]))[0] * spectrum.functions).norm(
-        dim=1
-    ) ** 2
+    raw = (
+        matern_transfer(spectrum.eigenvalues, torch.tensor([3.0]), torch.tensor([2.5]))[0] * spectrum.functions
+    ).norm(dim=1) ** 2
     assert float(raw.max() / raw.min()) > 2
 
 

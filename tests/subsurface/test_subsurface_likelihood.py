@@ -75,7 +75,9 @@ def test_smoothness_is_fitted_if_wanted() -> None:
 
 def test_few_sensors_are_warned_of_with_the_interval() -> None:
     points, values = sensors(6, 1, seed=3)
-    with pytest.warns(FitWarning, match=r"6 sensors in 1 snapshot\(s\) leave the correlation length open: .* sure only of"):
+    with pytest.warns(
+        FitWarning, match=r"6 sensors in 1 snapshot\(s\) leave the correlation length open: .* sure only of"
+    ):
         found = fit(points, values)
     low, high = found.intervals["length"]
     assert high / low > 3 if low else True

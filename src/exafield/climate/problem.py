@@ -168,7 +168,7 @@ class ClimateProblem:
             if world.size > 1:  # else ranks would judge their samples by networks that differ
                 SyncBatchNorm.convert(self.model, world)
             if world.device.type == "cuda":  # what its convolutions are fastest with; on a CPU it is all the same
-                self.model.to(memory_format=torch.channels_last)
+                self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self._compile:
                 network.compile()
         model = self.model

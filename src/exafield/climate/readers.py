@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from exafield.engine.one_thread import OneThreadContext
 
 # What a process may take to start [s], our choice: it imports the readers' libraries from a disk that may be slow.
 _START = 120.0
@@ -81,8 +83,8 @@ class Readers:
                 f"got {count}, {memory}, {retries}, {timeout}"
             )
         self._act, self._timeout, self._retries, self._keeps = act, timeout, retries, memory > 0
-        # spawn: forked children would inherit locks of our threads, and HDF5 in the middle of something.
-        self._context = get_context("spawn")
+        # Not forked: children would inherit locks of our threads, and HDF5 in the middle of something.
+        self._context = OneThreadContext()
         # An anonymous file: its name is gone before anything is written to it.
         self._seats = [_Seat(self._context.RawArray(ctypes.c_uint8, max(memory, 1))) for _ in range(count)]
 

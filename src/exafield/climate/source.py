@@ -1,5 +1,6 @@
 """Snapshots as batches for training: read, scaled and augmented."""
 
+import queue
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -30,7 +31,8 @@ class ClimateSource:
         scaling: "standard" to mean 0 and deviation 1, or "range" to 0..1 as the published runs had it.
         augmentation: what is done to samples at random; None: nothing.
         seed: of that.
-        workers: processes that read; 0 reads in this one. HDF5 is the reason for them: its threads wait for each other.
+        workers: processes that read, each for a batch of its own; 0 reads in this one. HDF5 is the reason for them: its
+            threads wait for each other.
         cache: bytes of memory for scaled snapshots, which then are kept in fp16 after their first reading, provided
             that all fit. Else none is kept.
         dtype: of the fields, float32 or bfloat16.
@@ -61,14 +63,18 @@ class ClimateSource:
         self.snapshots, self.augmentation, self.seed, self.dtype = snapshots, augmentation, seed, dtype
         self._decoder = Decoder(snapshots, statistics, scaling)
         self._zero = torch.from_numpy(self._decoder.zero)
-        self._readers = (
-            Readers(self._decoder, workers, memory=self._decoder.nbytes, timeout=timeout) if workers else None
-        )
+        # One for each batch that is made at a time; the one that was busy last is taken first, so that few start.
+        self._readers = [
+            Readers(self._decoder, 1, memory=self._decoder.nbytes, timeout=timeout) for _ in range(workers)
+        ]
+        self._idle: queue.LifoQueue[Readers] = queue.LifoQueue()
+        for readers in self._readers:
+            self._idle.put(readers)
         rows, columns = snapshots.axes.grid.shape
         self._shape = (len(snapshots.channels), rows, columns)
         self.cached = 0 < len(snapshots) * (2 * len(snapshots.channels) + 1) * rows * columns <= cache
         self._kept: dict[int, tuple[NDArray[np.float16], NDArray[np.uint8]]] = {}
-        self._lock = threading.Lock()  # loaders of training and validation may read at a time
+        self._lock = threading.Lock()  # of the files, where this process reads them itself
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -81,7 +87,12 @@ class ClimateSource:
     @property
     def processes(self) -> list[int]:
         """Process ids of the workers that run."""
-        return self._readers.processes if self._readers else []
+        return [pid for readers in self._readers for pid in readers.processes]
+
+    @property
+    def parallel(self) -> int:
+        """See :class:`exafield.source.Parallel`."""
+        return max(1, len(self._readers))
 
     def __len__(self) -> int:
         return len(self.snapshots)
@@ -98,33 +109,37 @@ class ClimateSource:
         """
         fields = torch.empty(len(indices), *self._shape, dtype=self.dtype)
         labels = torch.empty(len(indices), *self._shape[1:], dtype=torch.uint8)
-        with self._lock:
-            places: dict[int, list[int]] = {}
-            for place, index in enumerate(indices):
-                places.setdefault(index, []).append(place)
-            lacking = [index for index in places if index not in self._kept]
-            for index in places:
-                if index in self._kept:
-                    self._place(index, *self._kept[index], places[index], epoch, fields, labels)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(index, []).append(place)
+        lacking = [index for index in places if index not in self._kept]
+        for index in places.keys() - lacking:
+            self._place(index, *self._kept[index], places[index], epoch, fields, labels)
+        if lacking:
             self._read(lacking, places, epoch, fields, labels)
         return {"fields": fields, "labels": labels}
 
     def _read(
         self, indices: Sequence[int], places: Mapping[int, list[int]], epoch: int, fields: Tensor, labels: Tensor
     ) -> None:
-        if self._readers is None:
-            memory = np.empty(self._decoder.nbytes if indices else 0, dtype=np.uint8)
+        if not self._readers:
+            memory = np.empty(self._decoder.nbytes, dtype=np.uint8)
             for index in indices:
-                self._decoder(index, memory)
+                with self._lock:
+                    self._decoder(index, memory)
                 self._take(index, memory, places[index], epoch, fields, labels)
             return
-        # Closed at once if something is wrong, so that no worker goes on with this batch while the next is asked for.
-        with closing(self._readers.run([(self.locate(index), index) for index in indices])) as answers:
-            for answer in answers:
-                if answer.error is not None:
-                    raise SnapshotError(answer.error)
-                index = indices[answer.number]
-                self._take(index, answer.memory, places[index], epoch, fields, labels)
+        readers = self._idle.get()
+        try:
+            # Closed at once if something is wrong: no worker goes on with this batch while the next is asked for.
+            with closing(readers.run([(self.locate(index), index) for index in indices])) as answers:
+                for answer in answers:
+                    if answer.error is not None:
+                        raise SnapshotError(answer.error)
+                    index = indices[answer.number]
+                    self._take(index, answer.memory, places[index], epoch, fields, labels)
+        finally:
+            self._idle.put(readers)
 
     def _take(
         self, index: int, memory: NDArray[np.uint8], places: list[int], epoch: int, fields: Tensor, labels: Tensor
@@ -159,8 +174,8 @@ class ClimateSource:
 
     def close(self) -> None:
         """Ends the workers and closes the files; they would start and open again if needed."""
-        if self._readers is not None:
-            self._readers.close()
+        for readers in self._readers:
+            readers.close()
         self.snapshots.close()
 
     def __enter__(self) -> "ClimateSource":

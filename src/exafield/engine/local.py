@@ -1,14 +1,13 @@
 """Engines on this machine: in turn, or on worker processes."""
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from typing import Any
 
 from exafield.engine import EngineError, Outcome, Session, Share
@@ -16,6 +15,7 @@ from exafield.engine.attempt import attempt, mapped, result, todo
 from exafield.engine.dispatch import Dispatcher
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena
+from exafield.engine.one_thread import OneThreadContext
 from exafield.engine.spmd import peak_memory
 from exafield.engine.workers import Workers
 
@@ -61,15 +61,14 @@ class _InTurn:
 
 @dataclass(frozen=True)
 class ProcessEngine(Workers):
-    """Worker processes (concurrent.futures), each with one torch thread.
+    """Worker processes (concurrent.futures), each of whose libraries computes on one thread.
 
     No worker outlives the process that started it, however that ends.
     """
 
     @contextmanager
     def _pool(self) -> Iterator[ProcessPoolExecutor]:
-        # spawn: forked children would inherit locks of our threads.
-        pool = ProcessPoolExecutor(self.count, mp_context=get_context("spawn"), initializer=_settle)
+        pool = ProcessPoolExecutor(self.count, mp_context=OneThreadContext(), initializer=_settle)
         try:
             yield pool
         except BaseException:
@@ -98,12 +97,6 @@ class ProcessEngine(Workers):
 
 def _settle() -> None:
     """Called first in a worker."""
-    # Read when torch is imported, which a worker does only if its work needs it.
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(1)
     parent = parent_process()
     assert parent is not None
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from exafield.subsurface.checks import SiteError
-from exafield.subsurface.network import CHUNK, Network
+from exafield.subsurface.network import Network
 from exafield.subsurface.site import Site
 
 _networks: WeakKeyDictionary[Site, Network] = WeakKeyDictionary()
@@ -84,7 +84,7 @@ def sensitivities(
         raise SiteError(f"there is no cell {wanted[outside[0]]}, they are numbered 0..{site.cells - 1}")
     net = network(site)
     solved = net.solve(_array(values.reshape(1, -1).to(torch.float64)), None)
-    head = solved.head[0, net.place]
+    head = net.heads(solved)[0].copy()
     found = net.sensitivities(solved, 0, wanted)
     return torch.from_numpy(head).to(values.device), torch.from_numpy(found).to(values.device)
 
@@ -174,10 +174,10 @@ class _Solve(torch.autograd.Function):
         ctx.single = more is not None and len(more) < len(values)
         kept = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         head = np.empty_like(values)
-        for start in range(0, len(values), CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, len(values), net.by.lanes):
+            part = slice(start, start + net.by.lanes)
             solved = net.solve(values[part], more if more is None or ctx.single else more[part], start)
-            head[part] = solved.head[:, net.place]
+            head[part] = net.heads(solved)
             if kept:
                 ctx.solved.append(solved)
         if kept:
@@ -191,10 +191,9 @@ class _Solve(torch.autograd.Function):
         with torch.no_grad():
             given = _array(cotangent)
             by_log, by_source = np.empty_like(given), np.empty_like(given)
-            for start, solved in zip(range(0, len(given), CHUNK), ctx.solved, strict=True):
-                part = slice(start, start + CHUNK)
-                one, two = net.back(solved, given[part][:, net.order])
-                by_log[part], by_source[part] = one[:, net.place], two[:, net.place]
+            for start, solved in zip(range(0, len(given), net.by.lanes), ctx.solved, strict=True):
+                part = slice(start, start + net.by.lanes)
+                by_log[part], by_source[part] = net.back(solved, given[part])
             first, second = torch.from_numpy(by_log).to(cotangent.device), None
             if ctx.needs_input_grad[1]:
                 second = torch.from_numpy(by_source).to(cotangent.device)

@@ -114,7 +114,7 @@ def _updated(
     solved = torch.cholesky_solve(innovation.T, torch.linalg.cholesky(matrix))
     centred = members - members.mean(0)
     if localisation is None:
-        return members + solved.T @ anomaly.T @ centred / count
+        return members + solved.T @ (anomaly.T @ centred / count)
     taper = correlation_taper(members, predictions) if localisation == "correlation" else localisation
     gain = taper * (centred.T @ anomaly / count)
     return members + solved.T @ gain.T

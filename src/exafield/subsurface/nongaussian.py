@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Facies:
     texture: Matern
 
 
+@runtime_checkable
 class Family(Protocol):
     """A law of two facies: which cells are inside bodies, and ln T in each kind."""
 
@@ -119,9 +120,9 @@ class TruncatedGaussian:
     def covariance(self, distance: float) -> float:
         """Of ln T between two points at a distance [m]: of the facies, and of the textures where both points agree."""
         both, p = self.both_inside(distance), self.proportion
-        r = np.array(distance)
         sand, silt = (
-            t.variance * float(matern(r / t.length, t.smoothness)) for t in (self.inside.texture, self.outside.texture)
+            texture.variance * float(matern(np.array(distance / texture.length), texture.smoothness))
+            for texture in (self.inside.texture, self.outside.texture)
         )
         jump = (self.inside.mean - self.outside.mean) ** 2
         return (both - p * p) * jump + both * sand + (1 - 2 * p + both) * silt
