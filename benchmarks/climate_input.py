@@ -38,13 +38,14 @@ ANCHOR = "HDF5, one thread"
 
 
 class Case:
-    """A way to read: several sources, each in a thread of its own, or one with processes."""
+    """A way to read: several sources, each in a thread of its own, or one that as many threads use as it has
+    processes; a part of each batch for every thread."""
 
     def __init__(self, snapshots: SnapshotSequence, of: Statistics, threads: int = 1, processes: int = 0) -> None:
         # Each thread has files of its own: only the lock of the library is shared.
         copies = [pickle.loads(pickle.dumps(snapshots)) for _ in range(threads)]
-        self.sources = [ClimateSource(copy, of, workers=processes) for copy in copies]
-        self.pool = ThreadPoolExecutor(threads)
+        self.sources = [ClimateSource(copy, of, workers=processes) for copy in copies] * max(1, processes)
+        self.pool = ThreadPoolExecutor(len(self.sources))
 
     def read(self, indices: Sequence[int]) -> None:
         """One batch."""

@@ -39,27 +39,40 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         features: channels: dim 1 of the input (batch, channel, ...).
         world: whose ranks share statistics; made on all of them together, and run by all together.
         eps, momentum: as in :class:`torch.nn.BatchNorm2d`.
+        channels: by device, shared with other layers that all ranks run in the same order.
     """
 
-    def __init__(self, features: int, world: World, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self,
+        features: int,
+        world: World,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        *,
+        channels: dict[torch.device, Channel] | None = None,
+    ) -> None:
         super().__init__(features, eps, momentum)
         self._world = world
-        self._channels: dict[torch.device, Channel] = {}
+        self._channels = channels if channels is not None else {}
         self._connect(torch.empty(0, device=world.device))
 
     @classmethod
-    def convert(cls, module: nn.Module, world: World) -> nn.Module:
-        """Replaces every batch normalisation in a module, in place where it can. On all ranks together."""
+    def convert(cls, module: nn.Module, world: World, channels: dict[torch.device, Channel] | None = None) -> nn.Module:
+        """Replaces every batch normalisation in a module, in place where it can. On all ranks together.
+
+        The layers share one channel: all ranks must run them in the same order.
+        """
+        channels = channels if channels is not None else {}
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, cls):
             if not (module.affine and module.track_running_stats and module.momentum is not None):
                 raise ValueError(
                     f"cannot synchronise {module}: it must have affine=True, track_running_stats=True and a momentum"
                 )
-            made = cls(module.num_features, world, module.eps, module.momentum)
+            made = cls(module.num_features, world, module.eps, module.momentum, channels=channels)
             made.to(module.weight.device, module.weight.dtype).load_state_dict(module.state_dict())
             return made.train(module.training)
         for name, child in list(module.named_children()):
-            setattr(module, name, cls.convert(child, world))
+            setattr(module, name, cls.convert(child, world, channels))
         return module
 
     def _connect(self, like: Tensor) -> Channel:
