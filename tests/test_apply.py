@@ -275,7 +275,10 @@ def test_runs_that_cannot_be_applied(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_arguments_that_are_wrong(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_are_wrong(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     run, year, out = work / "run", work / "year.nc", ("--out", tmp_path / "m.nc")
     for words, code, says in (
         ((run, tmp_path / "none.nc", *out), FAILED, "there is no file "),
@@ -285,6 +288,7 @@ def test_arguments_that_are_wrong(work: Path, tmp_path: Path, capsys: pytest.Cap
         ((run, year, *out, "--engine", "shared"), USAGE, "engine 'shared' runs task graphs only"),
         ((run, year, *out, "--names", "TMQ"), USAGE, "--names TMQ: it is to be CHANNEL=VALUE"),
         ((run, year, *out, "--units", "TMK=mm"), USAGE, "did you mean 'TMQ'"),
+        ((run, year, *out, "--device", "cuda"), USAGE, "torch sees no GPU here"),
         ((run, year, *out, "--tile", 20, 30), USAGE, "take tiles larger than 128"),
         ((run, year, "--out", tmp_path / "m.grib"), USAGE, "m.grib: choose a name that ends in .nc or .zarr"),
         ((run, year, "--out", year), FAILED, "is the only file given"),

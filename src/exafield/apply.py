@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
 import tyro
 
 from exafield.checkpoint import CheckpointError, Checkpoints
@@ -45,6 +46,7 @@ class ApplyClimate:
         tile: rows and columns that are computed at a time, where memory does not hold a whole grid. None: the grid.
         overlap: pixels that a tile reaches beyond what is kept of it.
         on_error: whether a file or snapshot that cannot be read ends the run, or is left out, named and counted.
+        device: that every worker computes on; with cuda they share its GPU, so that few of them are enough.
         engine: what runs it: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
         reading: how fields are read.
@@ -57,6 +59,7 @@ class ApplyClimate:
     tile: tuple[int, int] | None = None
     overlap: int = 64
     on_error: Literal["stop", "skip"] = "stop"
+    device: Literal["cpu", "cuda"] = "cpu"
     engine: str = "processes"
     engine_address: str | None = None
     reading: Reading = field(default_factory=Reading)
@@ -70,18 +73,20 @@ class TrainedSegmenter:
         folder: of the run, absolute.
         step: of the checkpoint.
         digest: of the checkpoint: what tells two trainings from each other, also to workers that outlive one.
+        device: where it computes.
     """
 
     folder: str
     step: int
     digest: str
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, folder: Path, step: int) -> "TrainedSegmenter":
+    def of(cls, folder: Path, step: int, device: str = "cpu") -> "TrainedSegmenter":
         """That of a checkpoint which is there."""
         with World.single("cpu") as world:
             manifest = Checkpoints(folder / "checkpoints", world).path(step) / "manifest.json"
-        return cls(str(folder.absolute()), step, hashlib.sha256(manifest.read_bytes()).hexdigest())
+        return cls(str(folder.absolute()), step, hashlib.sha256(manifest.read_bytes()).hexdigest(), device)
 
     def __call__(self) -> "Segmenter":
         """The network.
@@ -96,7 +101,7 @@ class TrainedSegmenter:
             checkpoints = Checkpoints(Path(self.folder) / "checkpoints", world)
             state = checkpoints.read(self.step, ["network"]).shared["network"]["model"]
         try:
-            return segmenter(question, state)
+            return segmenter(question, state).to(self.device)
         except ValueError as error:
             raise CheckpointError(
                 f"{checkpoints.path(self.step)} does not fit {Path(self.folder) / 'run.yaml'}: {error}; was run.yaml "
@@ -123,7 +128,9 @@ def main(argv: Sequence[str], parsed: Callable[..., Any]) -> int:
 
 def _climate(arguments: ApplyClimate) -> int:
     about(arguments.run, Climate)
-    trained = TrainedSegmenter.of(arguments.run, newest(arguments.run, arguments.step))
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: torch sees no GPU here")
+    trained = TrainedSegmenter.of(arguments.run, newest(arguments.run, arguments.step), arguments.device)
     from exafield.climate.apply import apply
 
     try:

@@ -267,6 +267,18 @@ def test_all_ways_to_factor_agree_and_balance() -> None:
     assert darcy.imbalance(site, y, wrong).min() > 1e-7
 
 
+def test_the_way_to_factor_follows_the_band() -> None:
+    narrow, wide, widest = (
+        rectangles(np.arange(columns + 1.0), np.arange(rows + 1.0)) for columns, rows in ((40, 4), (70, 70), (135, 135))
+    )
+    chosen = [type(Network(at_a_corner(Mesh.of(*lines))).by).__name__ for lines in (narrow, wide, widest)]
+    assert chosen == [WAYS[-1].__name__ if len(WAYS) > 2 else "Banded", "Banded", "Sparse"]
+
+
+def at_a_corner(mesh: Mesh) -> Site:
+    return Site(mesh=mesh, fixed_faces=np.array([0]), fixed_heads=np.array([RIVER]))
+
+
 def test_sensitivities_are_rows_of_the_jacobian() -> None:
     site = everything()
     y = fields(site, 1)[0]

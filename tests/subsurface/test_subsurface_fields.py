@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from exafield.subsurface.covariance import Covariance, Matern, Superposed, distances, matern
+from exafield.subsurface.covariance import Covariance, Matern, Superposed, distances, matern, matern_slope
 from exafield.subsurface.mesh import Mesh
 from exafield.subsurface.random_fields import CellMesh, MeshSpectrum, SpectralField, karhunen_loeve, matern_transfer
 from subsurface_grid import Grid, grid
@@ -22,6 +22,13 @@ def noise(fields: int, modes: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("nu", [0.5, 1.5, 2.5])
 def test_closed_forms_are_the_general_one(nu: float) -> None:
     np.testing.assert_allclose(matern(R, nu), matern(R, nu + 1e-9), atol=1e-7)
+
+
+@pytest.mark.parametrize("nu", [0.5, 0.8, 1.5, 2.5, 4.0, math.inf])
+def test_slope_is_the_derivative(nu: float) -> None:
+    step = 1e-5
+    difference = (matern(R * math.exp(-step), nu) - matern(R * math.exp(step), nu)) / (2 * step)
+    np.testing.assert_allclose(matern_slope(R, nu), difference, atol=1e-7)
 
 
 @pytest.mark.parametrize("nu", [0.8, 1.5, 2.5, 4.0])
@@ -158,9 +165,8 @@ def test_variance_is_right_at_the_boundary_too() -> None:
     assert float(fields.var(0).max()) < 2 * (1 + 6 * math.sqrt(2 / 4000))
     assert float(fields.var(0).min()) > 2 * (1 - 6 * math.sqrt(2 / 4000))
     # Without the scaling corners have about four times the variance of the middle.
-    raw = (
-        matern_transfer(spectrum.eigenvalues, torch.tensor([3.0]), torch.tensor([2.5]))[0] * spectrum.functions
-    ).norm(dim=1) ** 2
+    transfer = matern_transfer(spectrum.eigenvalues, torch.tensor([3.0]), torch.tensor([2.5]))[0]
+    raw = (transfer * spectrum.functions).square().sum(1)
     assert float(raw.max() / raw.min()) > 2
 
 

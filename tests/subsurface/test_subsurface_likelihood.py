@@ -1,4 +1,4 @@
-"""Laws fitted to sensors: found again where they were drawn from one, with intervals that hold it, and warned of else."""
+"""Laws fitted to sensors: found again where they were drawn from one, in their intervals, and warned of else."""
 
 import math
 import warnings

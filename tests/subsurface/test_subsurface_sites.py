@@ -136,6 +136,11 @@ def test_cells_cut_off_from_every_given_head_are_named() -> None:
     assert darcy.solve(whole, np.zeros(4)).tolist() == pytest.approx([5.0, 5.0, 5.0, 7.0])
 
 
+def test_one_cell_is_a_site() -> None:
+    alone = Site(mesh=Mesh.of(SQUARE, [[0, 1, 2, 3]]), fixed_faces=np.array([0]), fixed_heads=np.array([5.0]))
+    assert darcy.solve(alone, np.zeros(1), np.ones(1)).tolist() == pytest.approx([5.5])  # 2 m2/d to the face
+
+
 def test_wells_are_placed_and_pump(site: Site) -> None:
     pumped = site.with_wells(site.mesh.centres[[20, 20, 31]] + 1.0, [-50.0, -20.0, 5.0])
     assert pumped.well_cells.tolist() == [20, 20, 31]
@@ -292,7 +297,13 @@ def test_tables(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         from_tables("grid.msh", tmp_path / "ends.csv", length="ft", cells=tmp_path / "cells.csv")
     with pytest.raises(SiteError, match="unit of length"):
         from_tables("grid.msh", tmp_path / "ends.csv", length="furlong")
-    grid.cells = blocks[:1]
+    grid.cells = [*blocks, SimpleNamespace(type="tetra", data=[[0, 1, 2, 3]])]
+    with pytest.raises(SiteError, match="cells of type tetra"):
+        from_tables("grid.msh", tmp_path / "ends.csv", length="ft")
+    grid.points = vertices + np.arange(len(vertices))[:, None]
+    with pytest.raises(SiteError, match="is not flat"):
+        from_tables("grid.msh", tmp_path / "ends.csv", length="ft")
+    grid.points, grid.cells = vertices, blocks[:1]
     with pytest.raises(SiteError, match="no triangles or quads, only line"):
         from_tables("grid.msh", tmp_path / "ends.csv", length="ft")
 
@@ -411,6 +422,8 @@ def test_modflow(site: Site, kind: str, tmp_path: Path) -> None:
     assert np.abs(read.log_transmissivity - hand.log_transmissivity).max() < 1e-12
     assert np.abs(read.solved().head - hand.head).max() < 1e-9
     assert read.well_cells.tolist() == [19]
+    # Each grid lists its faces in an order of its own.
+    assert np.allclose(np.sort(read.mesh.distances), np.sort(keep.distances))
     assert darcy.imbalance(read, torch.tensor(hand.log_transmissivity), torch.tensor(hand.head)) < 1e-10
 
 

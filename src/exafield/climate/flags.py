@@ -19,6 +19,7 @@ _SPELLED = (
     (r"fill='nearest'", "--fill"),
     (r"plausible=False", "--implausible"),
     (r"cyclones=False", "--rivers-only"),
+    (r"on_error=.skip.", "--on-error skip"),
 )
 
 

@@ -109,8 +109,9 @@ class Compiled(Band):
 
     def __init__(self, cells: int, pairs: Int[np.ndarray, "pair 2"]) -> None:
         super().__init__(cells, pairs)
-        # The triangle that is worked on stays within half a MiB, in reach of a second-level cache; our choice.
-        self.lanes = min(64, max(8, 2**17 // max(self.band, 1) ** 2 // 8 * 8))
+        self.lanes = (
+            64 if self.band <= 32 else 32
+        )  # what is worked on stays near 1 MiB, a second-level cache; our choice
         self.last = np.cumsum(np.arange(cells) - self.first + 1) - 1
 
     def factor(

@@ -18,8 +18,9 @@ from scipy.sparse.linalg import SuperLU, splu
 
 #: A pivot below this share of its diagonal has lost all but about four digits to rounding; our choice.
 LEAST_PIVOT = 1e-12
-#: Half-bandwidth up to which banded Cholesky is used. It costs cells x band^2; measured against SuperLU, our choice.
-BAND = 64
+#: Half-bandwidths up to which compiled and LAPACK's banded Cholesky are used. They cost cells x band^2; in CPU time on
+#: boxes of 64, 96 and 128 rows they came before the next by a tenth, a half and two thirds. Our choice.
+COMPILED_BAND, BAND = 64, 128
 
 
 class FactorError(ArithmeticError):
@@ -72,7 +73,7 @@ def method(cells: int, pairs: Int[np.ndarray, "pair 2"]) -> Method:
     banded = Banded(cells, pairs)
     if banded.band > BAND:
         return Sparse(cells, pairs)
-    if find_spec("numba") is None:
+    if banded.band > COMPILED_BAND or find_spec("numba") is None:
         return banded
     from exafield.subsurface.compiled import Compiled
 

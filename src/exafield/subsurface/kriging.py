@@ -76,7 +76,7 @@ def readings(
     Raises:
         WellError: a well is outside, a value is NaN, an error negative, or two wells of a cell contradict each other.
     """
-    errors = np.full(values.shape, errors) if isinstance(errors, float) else errors
+    errors = np.full(values.shape, errors) if np.ndim(errors) == 0 else np.asarray(errors)
     names = [f"well {index}" for index in range(len(values))] if names is None else list(names)
     if not len(cells) == len(values) == len(errors) == len(names):
         raise WellError(
@@ -125,26 +125,38 @@ def _joined(
 
 @dataclass(frozen=True)
 class Kriged:
-    """A Gaussian field given readings.
+    """A Gaussian field given readings. Its covariance between cells, large on large meshes, is made when asked for.
 
     Args:
+        law, centres: covariance without readings, and cells [m].
         mean: of each cell.
-        covariance: between cells; ordinary kriging's includes what is not known of the mean.
         field_mean: that was given, or was found.
         gain: (cell, sensor) change of the mean for a change of each reading.
-        readings: that were used.
+        known: readings that were used.
+        told: (sensor, cell) root of the covariance that the readings take away.
+        untold: root of the covariance that comes from what they leave open of the mean; zero in simple kriging.
     """
 
+    law: Covariance
+    centres: Float[np.ndarray, "cell 2"]
     mean: Float[np.ndarray, "cell"]
-    covariance: Float[np.ndarray, "cell cell"]
     field_mean: float
     gain: Float[np.ndarray, "cell sensor"]
-    readings: Readings
+    known: Readings
+    told: Float[np.ndarray, "sensor cell"]
+    untold: Float[np.ndarray, "cell"]
 
-    @property
+    @cached_property
+    def covariance(self) -> Float[np.ndarray, "cell cell"]:
+        """Between cells."""
+        prior = self.law(self.centres, self.centres)
+        return np.asarray(prior - self.told.T @ self.told + np.outer(self.untold, self.untold))
+
+    @cached_property
     def std(self) -> Float[np.ndarray, "cell"]:
         """Of each cell."""
-        return np.asarray(np.sqrt(np.maximum(np.diag(self.covariance), 0.0)))
+        variance = self.law.variance - (self.told**2).sum(0) + self.untold**2
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
 
     def interval(self, level: float = 0.90) -> tuple[Float[np.ndarray, "cell"], Float[np.ndarray, "cell"]]:
         """Lower and upper ends of each cell's central interval."""
@@ -169,7 +181,7 @@ class Kriged:
         Conditioning by kriging: Journel, Economic Geology 69 (1974) 673. With ordinary kriging the fields' own mean
         does not matter.
         """
-        known = self.readings
+        known = self.known
         noise = rng.standard_normal((len(fields), len(known))) * known.errors
         return np.asarray(fields + (known.values - fields[:, known.cells] - noise) @ self.gain.T)
 
@@ -195,17 +207,18 @@ def krige(
     at = centres[known.cells]
     among = covariance(at, at)
     among.flat[:: len(at) + 1] += known.errors**2 + _JITTER * covariance.variance
-    factor = linalg.cho_factor(among, lower=True)
-    across = covariance(centres, at)
-    gain = linalg.cho_solve(factor, across.T).T
-    posterior = covariance(centres, centres) - gain @ across.T
-    if mean is None:
-        one = linalg.cho_solve(factor, np.ones(len(at)))
-        weights = one / one.sum()
-        mean = float(weights @ known.values)
-        # What the mean adds where readings do not reach.
-        rest = 1 - gain.sum(1)
-        posterior += np.outer(rest, rest) / one.sum()
-        own = gain @ (known.values - mean) + mean
-        return Kriged(own, posterior, mean, gain + np.outer(rest, weights), known)
-    return Kriged(mean + gain @ (known.values - mean), posterior, mean, gain, known)
+    factor = linalg.cholesky(among, lower=True)
+    told = linalg.solve_triangular(factor, covariance(centres, at).T, lower=True)
+    gain = linalg.solve_triangular(factor, told, lower=True, trans="T").T
+    if mean is not None:
+        return Kriged(
+            covariance, centres, mean + gain @ (known.values - mean), mean, gain, known, told, np.zeros(len(centres))
+        )
+    one = linalg.cho_solve((factor, True), np.ones(len(at)))
+    weights = one / one.sum()
+    # What of the mean is left in each cell, where readings do not reach.
+    rest = 1 - gain.sum(1)
+    gain = gain + np.outer(rest, weights)
+    found = float(weights @ known.values)
+    untold = rest / math.sqrt(one.sum())
+    return Kriged(covariance, centres, gain @ known.values, found, gain, known, told, untold)

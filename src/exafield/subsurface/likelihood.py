@@ -86,13 +86,13 @@ def fit(
         smoothness: nu, infinity for the Gaussian covariance; None: fitted as well, which takes many sensors.
         nugget: variance of the readings' own error; None: fitted.
         mean: of the field; None: fitted.
-        intervals: whether to find them; they take most of the time.
+        intervals: whether to find them; they take most of the time, and without them nothing is warned of.
     Raises:
         ValueError: a reading is NaN, two sensors are at one place with no nugget, or there are too few.
     Warns:
         FitWarning: the readings leave the correlation length open, with its interval.
     """
-    rows = np.atleast_2d(values)
+    points, rows = points.astype(np.float64), np.atleast_2d(values).astype(np.float64)
     _check(points, rows, nugget)
     given = {"smoothness": smoothness, "nugget": nugget, "mean": mean}
     likelihood = _Likelihood(points, rows, smoothness is None)

@@ -25,7 +25,7 @@ class Mesh:
     DISU), there may be no corners.
 
     Args:
-        centres: of the cells [m].
+        centres: of the cells [m]; NaN where a DISU file does not state them.
         areas: of the cells [m2].
         neighbours: the two cells of each inner face.
         lengths: of the inner faces [m].
@@ -123,9 +123,10 @@ class Mesh:
 
     @cached_property
     def distances(self) -> Float[np.ndarray, "face"]:
-        """Between the centres on both sides of the inner faces [m]."""
+        """Between the centres on both sides of the inner faces [m]; by way of the face where centres are not known."""
         a, b = self.neighbours.T
-        return np.asarray(np.linalg.norm(self.centres[a] - self.centres[b], axis=-1))
+        straight = np.linalg.norm(self.centres[a] - self.centres[b], axis=-1)
+        return np.where(np.isfinite(straight), straight, self.lengths * (1 / self.shapes).sum(axis=1))
 
     @cached_property
     def nonorthogonality(self) -> float:

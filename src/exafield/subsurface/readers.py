@@ -12,8 +12,9 @@ from exafield.subsurface.checks import SiteError, check_positive, length_unit, u
 from exafield.subsurface.mesh import Mesh
 from exafield.subsurface.site import Site
 
-# Faces of meshio's cells in the plane.
+# Corners of meshio's cells in the plane, and cells that are none of a plane's.
 _CORNERS = {"triangle": 3, "quad": 4}
+_PASSED_OVER = {"vertex", "line", "line3"}
 
 
 def from_npz(path: Path | str, *, scale: float = 1.0, name: str | None = None) -> Site:
@@ -82,7 +83,7 @@ def from_tables(
     Values carry their unit in the column's head, as in "transmissivity [m2/d]".
 
     Args:
-        mesh: triangles and quads; other cells, such as lines, are passed over.
+        mesh: triangles and quads; points and lines are passed over.
         boundary: columns vertex_a, vertex_b (ends of the face, numbered from 0 as in the mesh), or x, y (in the mesh's
             unit; the nearest boundary face is meant); head and inflow through the face, one of them in each row and the
             other left empty.
@@ -120,6 +121,8 @@ def _meshio(path: Path, scale: float) -> Mesh:
             filled = np.full((len(block.data), 4), -1, dtype=np.int64)
             filled[:, : _CORNERS[block.type]] = block.data
             rows.append(filled)
+        elif block.type not in _PASSED_OVER:
+            raise SiteError(f"{path} holds cells of type {block.type}, and triangles and quads are read here")
     if not rows:
         found = ", ".join(sorted({block.type for block in read.cells})) or "nothing"
         raise SiteError(f"{path} holds no triangles or quads, only {found}")

@@ -1,0 +1,1 @@
+"""Subsurface flow: conductivity, heads and their uncertainty between wells."""
