@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.stamps
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # What the tests use, and whose licences `make lint` looks at; `make test-engines` does so with all there are.
-EXTRAS := microscopy,climate,mpi,tensorboard,light,dask
+EXTRAS := microscopy,climate,subsurface,mpi,tensorboard,light,dask
 
 .PHONY: help demo test test-engines engine-packages lint bench clean
 .DELETE_ON_ERROR:

@@ -70,6 +70,14 @@ REGISTRY: dict[str, Dataset] = {
             checksum="f899b37484d548935b01f0e47185d8f7dba78933021e90f05f3617afb02d3372",
         ),
         Dataset(
+            name="subsurface",
+            content="the Hanford Site: mesh of 1,475 cells, boundary conditions, a field, wells, 2,800 realisations",
+            origin="github.com/yeungyh/hanford_data at commit 9eb79fb; realisations made for exafield",
+            licence="CC0-1.0 (mesh, conditions, field and wells); none stated for the realisations",
+            folder="subsurface",
+            checksum="6d0f9dae8d140b36904f082ba2d0b29ee91de77dd6b5acf5e1bf888497cafced",
+        ),
+        Dataset(
             name="climate",
             content="one MERRA-2 snapshot of moisture and transport, ERA5 gusts, ECMWF pressure, labelled CAM5 points, "
             "best tracks and tracks of TempestExtremes",

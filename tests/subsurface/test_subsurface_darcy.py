@@ -249,7 +249,7 @@ def test_a_batch_is_its_rows(batch: int) -> None:
     for number in range(batch):
         row = y[number].detach().clone().requires_grad_()
         loss(site, row).backward()
-        assert torch.equal(row.grad, y.grad[number])
+        assert torch.allclose(row.grad, y.grad[number], rtol=1e-9, atol=1e-12)
 
 
 def test_all_ways_to_factor_agree_and_balance() -> None:
@@ -279,14 +279,22 @@ def at_a_corner(mesh: Mesh) -> Site:
     return Site(mesh=mesh, fixed_faces=np.array([0]), fixed_heads=np.array([RIVER]))
 
 
-def test_sensitivities_are_rows_of_the_jacobian() -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_sensitivities_are_rows_of_the_jacobian(way, batch: int) -> None:
     site = everything()
-    y = fields(site, 1)[0]
-    head, found = darcy.sensitivities(site, y, np.array([0, 7, 15]))
-    whole = torch.autograd.functional.jacobian(lambda a: darcy.solve(site, a), y)
+    y = fields(site, batch)
+    net = Network(site, way(site.cells, site.mesh.neighbours))
+    solved = net.solve(y.numpy(), None)
+    found = torch.from_numpy(net.sensitivities(solved, batch - 1, np.array([0, 7, 15])))
+    whole = torch.autograd.functional.jacobian(lambda a: darcy.solve(site, a), y[-1])
     assert torch.allclose(found, whole[[0, 7, 15]], rtol=1e-10, atol=1e-13)
-    assert torch.equal(head, darcy.solve(site, y))
     assert found[1].abs().max() == 0.0  # a given head depends on nothing
+    head, same = darcy.sensitivities(site, y[-1], np.array([0, 7, 15]))
+    assert torch.allclose(same, found, rtol=1e-10, atol=1e-13)
+    assert torch.allclose(head, darcy.solve(site, y[-1]), rtol=1e-13)
+    with pytest.raises(SiteError, match="no cell 99"):
+        darcy.sensitivities(site, y[-1], np.array([99]))
 
 
 def test_the_factors_serve_many_ways_back() -> None:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.linalg.lapack import dpbtrs
 
-from exafield.subsurface.factor import Band, check_pivots
+from exafield.subsurface.factor import Band, Banded, BandedFactors, Factors, check_pivots
 
 
 def _factor(rows: np.ndarray, first: np.ndarray, last: np.ndarray, lanes: int) -> None:
@@ -71,8 +70,38 @@ def _solve(rows: np.ndarray, first: np.ndarray, last: np.ndarray, right: np.ndar
                 y[lane] -= a[lane] * x[lane]
 
 
+def _solve_sides(lower: np.ndarray, right: np.ndarray, sides: int) -> None:
+    """As `_solve`, one system in LAPACK's lower band storage for many right-hand sides, which are cell x side, flat."""
+    cells, width = lower.shape
+    for j in range(cells):
+        x = right[j * sides : (j + 1) * sides]
+        pivot = 1.0 / lower[j, 0]
+        for side in range(sides):
+            x[side] *= pivot
+        for gap in range(1, min(width, cells - j)):
+            factor = lower[j, gap]
+            if factor != 0.0:  # before the first coupling of a row there are zeros only
+                y = right[(j + gap) * sides : (j + gap + 1) * sides]
+                for side in range(sides):
+                    y[side] -= factor * x[side]
+    for j in range(cells - 1, -1, -1):
+        x = right[j * sides : (j + 1) * sides]
+        for gap in range(1, min(width, cells - j)):
+            factor = lower[j, gap]
+            if factor != 0.0:
+                y = right[(j + gap) * sides : (j + gap + 1) * sides]
+                for side in range(sides):
+                    x[side] -= factor * y[side]
+        pivot = 1.0 / lower[j, 0]
+        for side in range(sides):
+            x[side] *= pivot
+
+
+# Of fewer systems than this LAPACK makes more, in CPU time at 1,475 cells.
+_FEW = 4
 _OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
 _factor_compiled = numba.njit(inspect.unwrap(_factor), **_OPTIONS)  # without the type checks that tests wrap around
+_solve_sides_compiled = numba.njit(inspect.unwrap(_solve_sides), **_OPTIONS)
 _solve_compiled = numba.njit(inspect.unwrap(_solve), **_OPTIONS)
 
 
@@ -90,17 +119,32 @@ class CompiledFactors:
         return solution
 
     def solve_many(self, row: int, right: Float[np.ndarray, "cell side"]) -> Float[np.ndarray, "cell side"]:
-        # LAPACK's upper band storage has the same rows, all as long as the longest.
         cell = np.repeat(np.arange(len(self.last)), np.diff(self.last, prepend=-1))
         gap = self.last[cell] - np.arange(len(cell))
-        upper = np.zeros((len(self.last), int(gap.max()) + 1))
-        upper[cell, -1 - gap] = self.rows[:, row]
-        upper[:, -1] = 1.0 / upper[:, -1]
-        return np.asarray(dpbtrs(upper.T, right)[0])
+        lower = np.zeros((len(self.last), int(gap.max()) + 1))
+        lower[cell - gap, gap] = self.rows[:, row]
+        lower[:, 0] = 1.0 / lower[:, 0]
+        return _side_by_side(lower, right)
+
+
+@dataclass(frozen=True, slots=True)
+class FewFactors(BandedFactors):
+    """LAPACK's factors, with many right-hand sides solved for side by side."""
+
+    def solve_many(self, row: int, right: Float[np.ndarray, "cell side"]) -> Float[np.ndarray, "cell side"]:
+        return _side_by_side(self.lower[row], right)
+
+
+def _side_by_side(
+    lower: Float[np.ndarray, "cell diagonal"], right: Float[np.ndarray, "cell side"]
+) -> Float[np.ndarray, "cell side"]:
+    solution = np.array(right, order="C")
+    _solve_sides_compiled(lower, solution.reshape(-1), right.shape[1])
+    return solution
 
 
 class Compiled(Band):
-    """Banded Cholesky factorisation of many systems side by side.
+    """Banded Cholesky factorisation of many systems side by side; of a few by LAPACK.
 
     Args:
         cells: number of unknowns.
@@ -109,15 +153,16 @@ class Compiled(Band):
 
     def __init__(self, cells: int, pairs: Int[np.ndarray, "pair 2"]) -> None:
         super().__init__(cells, pairs)
+        self._few = Banded(cells, pairs)
         self.lanes = (
             64 if self.band <= 32 else 32
         )  # what is worked on stays near 1 MiB, a second-level cache; our choice
         self.last = np.cumsum(np.arange(cells) - self.first + 1) - 1
 
-    def factor(
-        self, diagonal: Float[np.ndarray, "cell batch"], coupling: Float[np.ndarray, "pair batch"]
-    ) -> CompiledFactors:
+    def factor(self, diagonal: Float[np.ndarray, "cell batch"], coupling: Float[np.ndarray, "pair batch"]) -> Factors:
         batch = diagonal.shape[1]
+        if batch < _FEW:
+            return FewFactors(self._few.factor(diagonal, coupling).lower)
         rows = np.zeros((int(self.last[-1]) + 1, batch))
         rows[self.last[self.row] - self.gap] = -coupling
         rows[self.last] = diagonal

@@ -1,6 +1,5 @@
 """The Hanford Site: mesh, boundary conditions, reference field, wells and realisations of the data set `subsurface`."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,7 @@ def folder() -> Path:
     Raises:
         exafield.datasets.DatasetError: it is not here; says how to get it.
     """
-    if "subsurface" in datasets.REGISTRY:
-        return datasets.find("subsurface")
-    found = Path(os.environ.get("EXAFIELD_DATA", "")) / "subsurface"
-    if not (found / "hanford_site_1x.npz").is_file():
-        raise datasets.DatasetError(f"the Hanford Site is not in {found}: set EXAFIELD_DATA to the folder of data sets")
-    return found
+    return datasets.find("subsurface")
 
 
 def hanford() -> Site:

@@ -55,7 +55,10 @@ class Fit:
 
     @property
     def covariance(self) -> Matern:
-        """Of the field, without the nugget."""
+        """Of the field, without the nugget.
+
+        Where that is no instrument's error but variation within cells, predictions of cells have it on top.
+        """
         return Matern(self.variance, self.length, self.smoothness)
 
     def lines(self) -> list[str]:

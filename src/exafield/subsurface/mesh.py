@@ -126,7 +126,8 @@ class Mesh:
         """Between the centres on both sides of the inner faces [m]; by way of the face where centres are not known."""
         a, b = self.neighbours.T
         straight = np.linalg.norm(self.centres[a] - self.centres[b], axis=-1)
-        return np.where(np.isfinite(straight), straight, self.lengths * (1 / self.shapes).sum(axis=1))
+        by_way = self.lengths * (1 / self.shapes).sum(axis=1)
+        return np.asarray(np.where(np.isfinite(straight), straight, by_way))
 
     @cached_property
     def nonorthogonality(self) -> float:

@@ -203,7 +203,7 @@ class Channels:
         # The model's autoregression of second order, sampled exactly: roots exp(-h k +- i k sqrt(1 - h^2)).
         first = 2 * math.exp(-h * k) * math.cos(k * math.sqrt(1 - h * h))
         second = -math.exp(-2 * h * k)
-        # Variance of such a process, for noise of variance 1 (Box and Jenkins, eq. 3.2.27).
+        # Variance of such a process, for noise of variance 1 (Box and Jenkins, Time Series Analysis (1976), ch. 3).
         unit = math.sqrt((1 - second) / ((1 + second) * ((1 - second) ** 2 - first**2)))
         lead = int(_LEAD * self.wavelength / h / step)
         # Half as long again, and more if by chance the way was longer.
