@@ -164,6 +164,8 @@ class Climate:
         stage: folder on a disk of each node, into which the training part is brought before training: each file is
             read from the shared file system once, and kept with the channels of the run in 16 bits.
         compile: the network before training, which takes a minute and pays on a GPU.
+        sync_norms: batch normalisation over the samples of all ranks, which costs a tenth of a step, not of each rank
+            as published. Either way all ranks judge by the same running means.
     """
 
     name: ClassVar[str] = "climate"
@@ -179,6 +181,7 @@ class Climate:
     memory: int = 1024
     stage: str | None = None
     compile: bool = False
+    sync_norms: bool = False
 
     def __post_init__(self) -> None:
         at_least("problem", 0, workers=self.workers, memory=self.memory)

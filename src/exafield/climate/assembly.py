@@ -121,6 +121,7 @@ def problem(question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed
         memory=question.memory * 2**20,
         stage=question.stage,
         compile_network=question.compile,
+        sync_norms=question.sync_norms,
         seed=seed,
     )
 

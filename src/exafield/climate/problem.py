@@ -70,6 +70,8 @@ class ClimateProblem:
         workers: processes that read.
         memory: bytes for snapshots that are kept, if all fit.
         compile_network: by torch.compile, for training.
+        sync_norms: whether batch normalisation is over all ranks' samples; else running means are averaged over ranks
+            before the network is judged.
         stage: folder on a disk of each node, into which :meth:`prepare` brings the training part.
         seed: of augmentation.
     """
@@ -91,6 +93,7 @@ class ClimateProblem:
         workers: int = 0,
         memory: int = 2**30,
         compile_network: bool = False,
+        sync_norms: bool = False,
         stage: str | Path | None = None,
         seed: int = 0,
     ) -> None:
@@ -106,7 +109,7 @@ class ClimateProblem:
         self._optimiser = optimiser or AdamW(learning_rate=2e-3)
         self._schedule = schedule or Constant(warmup=30)
         self._workers, self._memory, self._seed = workers, memory, seed
-        self._compile = compile_network
+        self._compile, self._sync_norms = compile_network, sync_norms
         self._stage = Path(stage) if stage is not None else None
         self._staged: CompactSnapshots | None = None
         self.model: Segmenter | None = None
@@ -165,7 +168,7 @@ class ClimateProblem:
             self.model = Segmenter(network, self.channels, self._scaling)
             self.model.set_statistics(self.parts.statistics)
             self.model.set_grid(source.snapshots.axes.grid)
-            if world.size > 1:  # else ranks would judge their samples by networks that differ
+            if world.size > 1 and self._sync_norms:
                 SyncBatchNorm.convert(self.model, world)
             if world.device.type == "cuda":  # what its convolutions are fastest with; on a CPU it is all the same
                 self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -183,6 +186,7 @@ class ClimateProblem:
         """Pooled intersection over union on the validation part: of each kind of event, and the mean over all classes,
         background too."""
         assert self.model is not None, "players() makes the model"
+        _level(self.model, world)
         tally = Tally()
         for snapshot in _share(self.parts.open("validation"), world):
             assert snapshot.labels is not None
@@ -199,6 +203,7 @@ class ClimateProblem:
         assert self.model is not None, "players() makes the model"
         model, training = self.model, self.model.training
         model.eval()
+        _level(model, world)
         train, statistics = self.parts.train, self.parts.statistics
         chosen = np.linspace(0, len(train) - 1, min(_PIXEL_SNAPSHOTS, len(train))).round().astype(int)
         single = pixel_classifier([train[int(i)] for i in chosen], statistics, self._seed)
@@ -257,6 +262,19 @@ class ClimateProblem:
         vapour = snapshot["TMQ"] if "TMQ" in snapshot.channels else None
         title = f"{snapshot.time} UTC, of years never seen in training; neither the best nor the worst"
         plots.snapshot(Path(path), shown, snapshot.grid, vapour, unit="TMQ [kg m$^{-2}$]", title=title)
+
+
+@torch.no_grad()
+def _level(model: nn.Module, world: World) -> None:
+    """Averages the running means of batch normalisation over ranks: else these would judge by networks that differ."""
+    if world.size == 1 or world.kind == "fake":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for running in (module.running_mean, module.running_var):
+                if running is not None:
+                    world.all_reduce(running)
+                    running /= world.size
 
 
 def _share(snapshots: Snapshots, world: World) -> Iterator[Snapshot]:
