@@ -45,8 +45,9 @@ $(STAMPS)/lint: $(STAMPS)/test
 demo: $(STAMPS)/core
 	$(BIN)/exafield train microscopy --ranks 2 --gate
 
+# Two files at a time: many tests wait for processes that start.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-engines: $(STAMPS)/engines
 	$(BIN)/python -m pytest --engines tests/engine
