@@ -123,6 +123,7 @@ class Weather:
         channels: all (sixteen), four (TMQ, U850, V850 and PSL), or names with commas between.
         names: variables of the files that are to be taken for channels, such as TMQ=tcwv,PSL=msl; empty: by their
             standard names.
+        units: of channels, such as PSL=hPa, where the files tell none or wrong ones.
     """
 
     snapshots: str = "synthetic"
@@ -135,6 +136,7 @@ class Weather:
     weather_seed: int = 0
     channels: str = "all"
     names: str = ""
+    units: str = ""
 
     def __post_init__(self) -> None:
         at_least("problem.data", 16, latitudes=self.latitudes, longitudes=self.longitudes)
@@ -142,9 +144,10 @@ class Weather:
         at_least("problem.data", 0, weather_seed=self.weather_seed)
         if self.snapshots != "synthetic" and self.store is not None:
             raise RunError("problem.data: store is for synthetic snapshots, and those of a folder are given")
-        for part in filter(None, self.names.split(",")):
-            if part.count("=") != 1:
-                raise RunError(f"problem.data: names are written CHANNEL=VARIABLE,CHANNEL=VARIABLE, got {part!r}")
+        for name, text in (("names", self.names), ("units", self.units)):
+            for part in filter(None, text.split(",")):
+                if part.count("=") != 1:
+                    raise RunError(f"problem.data: {name} are written CHANNEL=VALUE,CHANNEL=VALUE, got {part!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

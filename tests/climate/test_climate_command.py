@@ -16,9 +16,9 @@ from exafield.climate.command import FAILED, USAGE
 from exafield.climate.command import main as carry_out
 from exafield.climate.events import Found
 from exafield.climate.fields import CHANNELS, CYCLONE, RIVER
-from exafield.climate.flags import as_flags
+from exafield.climate.flags import as_flags, pairs
 from exafield.climate.grid import Grid
-from exafield.climate.masks import Fields, How
+from exafield.climate.masks import Fields, How, turned
 from exafield.climate.snapshot import Axes, SnapshotError
 from exafield.climate.tracking import Track, Tracker
 from exafield.climate.writing import MaskWriter, read_table
@@ -283,7 +283,7 @@ def test_describe(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "m s-1 (kg m-2 s-1 x 0.001)" in said
     masks = np.stack([weather(i)[1] for i in range(5)])
     assert f"in 5 of 5 snapshots; of the cells: background {(masks == 0).mean():.2%}" in said
-    assert said.count("problems  none in 5 of 5 snapshots") == 2
+    assert said.count("problems  none in the 5 of 5 snapshots that were looked at") == 2
     # What is wrong is named, and shows in the exit code.
     zeros = np.zeros((5, *GRID.shape))
     bad = zeros + 1000
@@ -352,3 +352,22 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         assert left.value.code == 0
         assert f"exafield climate {command}" in capsys.readouterr().out
+
+
+def test_a_mask_whose_longitudes_begin_elsewhere_is_turned() -> None:
+    mask = np.arange(GRID.shape[0] * GRID.shape[1], dtype=np.uint8).reshape(GRID.shape) % 3
+    west = Grid(GRID.latitude, np.arange(-180.0, 180.0, 4.0))
+    found = turned(mask, GRID, west)
+    assert found is not None
+    np.testing.assert_array_equal(found[:, 45], mask[:, 0])  # both at 0 degrees
+    np.testing.assert_array_equal(found[:, 0], mask[:, 45])
+    assert turned(mask, GRID, GRID) is mask
+    assert turned(mask, GRID, Grid(GRID.latitude, GRID.longitude + 1.0)) is None
+    assert turned(mask, GRID, Grid(GRID.latitude + 1.0, GRID.longitude)) is None
+
+
+def test_pictures_of_no_known_kind_and_several_names(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(data / "wind.nc"), "--out", "storm.xyz"]) == USAGE
+    assert "choose a name that ends in .png" in capsys.readouterr().err
+    known = ["TMQ", "PSL"]
+    assert pairs("--names", ["TMQ=iwv,PSL=slp"], known) == pairs("--names", ["TMQ=iwv", "PSL=slp"], known)

@@ -183,7 +183,7 @@ def test_channels_are_named(text: str, expected: tuple[str, ...]) -> None:
         (lambda: channels("TMQ,U851"), "did you mean 'U850'"),
         (lambda: channels("TMQ,TMQ"), "twice"),
         (lambda: Weather(latitudes=8), "latitudes must be 16 or more"),
-        (lambda: Weather(names="TMQ"), "CHANNEL=VARIABLE"),
+        (lambda: Weather(names="TMQ"), "CHANNEL=VALUE"),
         (lambda: Weather(snapshots="here", store="there"), "store is for synthetic"),
         (lambda: Climate(network="tiramisu:widht=1"), "did you mean 'width'"),
         (lambda: Climate(loss="jacard"), "did you mean 'jaccard'"),

@@ -30,9 +30,11 @@ class Report:
 
     Args:
         scores: of the network and of what it is compared with, by name; the network's comes first.
+        note: what is missing from the comparison, and why.
     """
 
     scores: Mapping[str, Scores]
+    note: str = ""
 
     @property
     def network(self) -> Scores:
@@ -45,7 +47,7 @@ class Report:
         rows = [f"{'intersection over union':28s}  {'mean':>6s}{head}"]
         for name, own in self.scores.items():
             rows.append(f"{name:28s}  {own.mean_iou:6.3f}" + "".join(f"{value:20.3f}" for value in own.iou))
-        return [*rows, "", *self.network.lines()]
+        return [*rows, *filter(None, [self.note]), "", *self.network.lines()]
 
     def values(self) -> dict[str, Any]:
         """All numbers."""

@@ -55,7 +55,7 @@ def channels(text: str) -> tuple[str, ...]:
 
 
 def names(text: str) -> dict[str, str]:
-    """Channel to variable, from CHANNEL=VARIABLE,CHANNEL=VARIABLE."""
+    """Channel to variable or unit, from CHANNEL=TEXT,CHANNEL=TEXT."""
     pairs = (part.split("=") for part in filter(None, text.split(",")))
     return {channel.strip(): variable.strip() for channel, variable in pairs}
 
@@ -108,7 +108,7 @@ def problem(question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed
     if given is None and not Path(data.snapshots).is_dir():
         raise RunError(f"problem.data: snapshots: there is no folder {data.snapshots!r}, and it is not 'synthetic'")
     return ClimateProblem(
-        given if given is not None else Parts(data.snapshots, wanted, names(data.names)),
+        given if given is not None else Parts(data.snapshots, wanted, names(data.names), names(data.units)),
         data.store,
         channels=wanted,
         network=MakeNetwork(question.network),

@@ -12,7 +12,7 @@ import tyro
 from exafield.climate import clock
 from exafield.climate.fields import CHANNELS
 from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate, as_flags
-from exafield.climate.masks import MEASURES, Fields, Masks, moment, present
+from exafield.climate.masks import MEASURES, Fields, Masks, moment, present, turned
 from exafield.climate.snapshot import SnapshotError
 from exafield.setting import RunError
 from exafield.suggestion import unknown
@@ -100,6 +100,8 @@ def _show(argv: list[str]) -> int:
     from exafield.climate.reading import find_files, open_snapshots
     from exafield.climate.study import SHOWN, unit
 
+    if arguments.out.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
+        raise RunError(f"--out {arguments.out}: choose a name that ends in .png, .pdf, .svg or .jpg")
     how = arguments.reading.how(arguments.fields)
     fields = arguments.fields
     if not fields:
@@ -120,9 +122,11 @@ def _show(argv: list[str]) -> int:
             at = [number for number, one in enumerate(masks.times) if moment(one) == moment(snapshot.time)]
             if not at:
                 raise RunError(f"{arguments.masks} has no mask of {clock.text(snapshot.time)}")
-            mask = masks[at[0]]
-            if mask.shape != snapshot.grid.shape:
-                raise SnapshotError(f"{masks.locate(at[0])} has shape {mask.shape}, the fields {snapshot.grid.shape}")
+            mask = turned(masks[at[0]], masks.grid, snapshot.grid)
+            if mask is None:
+                raise SnapshotError(
+                    f"{masks.locate(at[0])} is on another grid than the fields: interpolate one of them"
+                )
         shown = {unit(name): snapshot[name] * SHOWN.get(name, (1.0, ""))[0] for name in fields}
         _folder(arguments.out.parent)
         plots.panels(arguments.out, shown, snapshot.grid, mask, title=clock.text(snapshot.time).replace("T", " "))

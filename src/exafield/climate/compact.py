@@ -34,12 +34,14 @@ class Compact:
         half: whether values are kept in 16 bits: to 1/2000 of their distance from the mean of the snapshot.
         labels: which version of them; None leaves them out.
         names: pairs of a channel and the variable that it is, where that cannot be known.
+        units: pairs of a channel and its unit, where the file tells none or a wrong one.
     """
 
     channels: tuple[str, ...] | None = None
     half: bool = True
     labels: int | None = 0
     names: tuple[tuple[str, str], ...] = ()
+    units: tuple[tuple[str, str], ...] = ()
 
     def name(self, source: str) -> str:
         """Of the file made."""
@@ -52,7 +54,9 @@ class Compact:
             SnapshotError: the source cannot be read.
             OSError: the target cannot be written.
         """
-        with open_snapshots(source, channels=self.channels, labels=self.labels, names=dict(self.names)) as snapshots:
+        with open_snapshots(
+            source, channels=self.channels, labels=self.labels, names=dict(self.names), units=dict(self.units)
+        ) as snapshots:
             write_compact(target, list(snapshots), half=self.half)
 
 

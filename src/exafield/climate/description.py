@@ -75,9 +75,11 @@ def describe(paths: Sequence[str], how: How, samples: int = 8) -> tuple[list[str
     good = not broken
     for group in groups:
         seen = _look(group, how, samples)
-        good = good and not seen.problems
+        twice = len({str(time) for _, _, time in group.places}) < len(group.places)
+        good = good and not seen.problems and not twice and not any(name in group.absent for name in how.names)
         rows += [*_lines(group, seen, min(samples, len(group.places)), how), ""]
     if len({str(group.axes) for group in groups}) > 1:
+        good = False
         rows += ["The files are on different grids: they cannot be read together.", ""]
     fields = [group for group in groups if group.channels]
     common = [name for name in CHANNELS if all(name in group.channels for group in fields)]
@@ -204,11 +206,11 @@ def _lines(group: _Alike, seen: _Seen, looked: int, how: How) -> Iterator[str]:
         yield f"  labels    in {seen.labelled} of {looked} snapshots{several}; of the cells: {shares}"
     else:
         yield "  labels    none"
-    of = f"in {looked} of {len(group.places)} snapshots"
+    of = f"in the {looked} of {len(group.places)} snapshots that were looked at"
     if not seen.problems:
         yield f"  problems  none {of}"
         return
-    yield f"  problems  {of}:"
+    yield f"  problems  {len(seen.problems)}, {of}:"
     for text in seen.problems.values():
         yield f"{_INDENT}{text}"
 

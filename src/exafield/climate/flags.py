@@ -37,10 +37,10 @@ def pairs(flag: str, given: Sequence[str], known: Sequence[str]) -> dict[str, st
         RunError: one is written otherwise, or names no channel.
     """
     result = {}
-    for text in given:
+    for text in (part for whole in given for part in whole.split(",")):
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise RunError(f"{flag} {text}: it is to be CHANNEL=VALUE")
+            raise RunError(f"{flag} {text}: it is to be CHANNEL=VALUE, with commas or blanks between several")
         if name not in known:
             raise RunError(f"{flag} {text}: {unknown('channel', name, known)}")
         result[name] = value
@@ -52,7 +52,7 @@ class Reading:
     """How fields are read.
 
     Args:
-        names: CHANNEL=VARIABLE where it cannot be known which variable a channel is, such as TMQ=IWV.
+        names: CHANNEL=VARIABLE where it cannot be known which variable a channel is, such as TMQ=IWV,PSL=slp.
         units: CHANNEL=UNIT where a file tells none or a wrong one, such as PSL=hPa.
         fill: take the nearest value where one is missing. Else such a snapshot is refused.
         implausible: read also values that a channel cannot have.

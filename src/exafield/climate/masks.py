@@ -103,6 +103,19 @@ def moment(time: Time) -> str:
     return time_text(rounded)[:16]
 
 
+def turned(mask: NDArray[np.uint8], theirs: Grid, mine: Grid) -> NDArray[np.uint8] | None:
+    """A mask on another grid, whose longitudes may begin elsewhere; None if that is not all that differs."""
+    if theirs.shape != mine.shape or np.abs(theirs.latitude - mine.latitude).max() > TOLERANCE:
+        return None
+    if np.abs(theirs.longitude - mine.longitude).max() <= TOLERANCE:
+        return mask
+    # Distances round the globe from my first meridian to all of theirs.
+    off = np.abs((theirs.longitude - mine.longitude[0] + 180) % 360 - 180)
+    first = int(off.argmin())
+    away = np.abs((np.roll(theirs.longitude, -first) - mine.longitude + 180) % 360 - 180)
+    return np.roll(mask, -first, -1) if away.max() <= TOLERANCE else None
+
+
 @dataclass(frozen=True)
 class How:
     """How fields are read; see `open_snapshots`.

@@ -27,10 +27,18 @@ class Parts:
         folder: that holds the three.
         channels: names, in the order wanted.
         names: channel to the variable that it is, see :func:`exafield.climate.reading.open_snapshots`.
+        units: channel to its unit, see there.
     """
 
-    def __init__(self, folder: str | Path, channels: Sequence[str], names: Mapping[str, str] | None = None) -> None:
-        self.folder, self.channels, self.names = Path(folder), tuple(channels), dict(names or {})
+    def __init__(
+        self,
+        folder: str | Path,
+        channels: Sequence[str],
+        names: Mapping[str, str] | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.channels = Path(folder), tuple(channels)
+        self.names, self.units = dict(names or {}), dict(units or {})
 
     def open(self, part: Part, more: Sequence[str] = ()) -> Snapshots:
         """The snapshots of a part.
@@ -44,7 +52,7 @@ class Parts:
             raise SnapshotError(
                 f"{self.folder} has no folder {part!r}: put snapshots with labels into {', '.join(PARTS)} there"
             )
-        return open_snapshots(self.folder / part, channels=(*self.channels, *more), names=self.names)
+        return open_snapshots(self.folder / part, channels=(*self.channels, *more), names=self.names, units=self.units)
 
     @cached_property
     def train(self) -> Snapshots:
@@ -91,5 +99,5 @@ class Parts:
         """Where something gathered is kept: by the files that it was gathered from."""
         files = sorted((self.folder / "train").rglob("*"))
         told = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-        text = json.dumps([told, self.channels, self.names])
+        text = json.dumps([told, self.channels, self.names, self.units])
         return cache_folder() / f"climate-{what}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"

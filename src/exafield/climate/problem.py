@@ -137,7 +137,7 @@ class ClimateProblem:
             self._stage.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder {self._stage}: {error.strerror}") from error
-        convert = Compact(parts.channels, names=tuple(parts.names.items()))
+        convert = Compact(parts.channels, names=tuple(parts.names.items()), units=tuple(parts.units.items()))
         staged = bring(world, parts.folder / "train", self._stage, convert=convert)
         for line in staged.lines():
             say(line)
@@ -234,7 +234,8 @@ class ClimateProblem:
         if kept:  # not the prettiest one: the median by share of pixels that are right
             kept.sort(key=lambda entry: entry[0])
             self._example = kept[len(kept) // 2][1:]
-        return Report(scores) if world.rank == 0 else None
+        note = "" if ruled else f"no heuristics: they need {', '.join(RULE_CHANNELS)}, of which the files lack some"
+        return Report(scores, note) if world.rank == 0 else None
 
     def _test_part(self) -> tuple[Snapshots, bool]:
         """The test part, with the channels of the heuristics behind the network's, and whether these are there."""
@@ -260,7 +261,8 @@ class ClimateProblem:
         if "corrected heuristics" in masks:
             shown["corrected heuristics"] = masks["corrected heuristics"]
         vapour = snapshot["TMQ"] if "TMQ" in snapshot.channels else None
-        title = f"{snapshot.time} UTC, of years never seen in training; neither the best nor the worst"
+        unseen = "of years never seen in training" if self.generation is not None else "of the test part"
+        title = f"{snapshot.time} UTC, {unseen}; neither the best nor the worst"
         plots.snapshot(Path(path), shown, snapshot.grid, vapour, unit="TMQ [kg m$^{-2}$]", title=title)
 
 

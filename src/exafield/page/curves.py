@@ -30,7 +30,7 @@ def chart(title: str, series: Mapping[str, Points], *, zero: bool = False) -> Ma
     if not finite:
         return element("figure", element("figcaption", title), missing("no finite values"))
     values = [y for _, y in finite]
-    log = not zero and min(values) > 0 and max(values) / min(values) >= _DECADES
+    log = not zero and min(values) > 1 / _HUGE and max(values) / min(values) >= _DECADES
     left, right = _room(min(x for x, _ in finite), max(x for x, _ in finite))
     low, high = (math.log10(min(values)), math.log10(max(values))) if log else (min(values), max(values))
     low, high = _room(min(low, 0.0) if zero else low, high)
