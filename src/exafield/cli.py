@@ -114,7 +114,12 @@ def _explained(error: Exception, place: Place | None) -> int | None:
     ours = type(error).__module__.partition(".")[0] == "exafield"
     if not ours and not (isinstance(error, ImportError) and "pip install" in str(error)):
         return None
-    _say(f"rank {rank}: {error}" if rank else str(error))
+    text = str(error)
+    if type(error).__module__.startswith("exafield.climate"):  # what its readers advise is Python; here it is options
+        from exafield.climate.flags import as_flags
+
+        text = as_flags(text)
+    _say(f"rank {rank}: {text}" if rank else text)
     return FAILED
 
 

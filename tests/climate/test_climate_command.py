@@ -340,7 +340,7 @@ def test_label(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_advice_is_spelled_as_options() -> None:
     said = "as in names={'PSL': 'msl'}; units={'PSL': 'kg m-2'}, fill='nearest' or plausible=False"
-    assert as_flags(said) == "as in --names PSL=msl; --units PSL=kg m-2, --fill or --implausible"
+    assert as_flags(said) == "as in --names PSL=msl; --units 'PSL=kg m-2', --fill or --implausible"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,3 +371,8 @@ def test_pictures_of_no_known_kind_and_several_names(data: Path, capsys: pytest.
     assert "choose a name that ends in .png" in capsys.readouterr().err
     known = ["TMQ", "PSL"]
     assert pairs("--names", ["TMQ=iwv,PSL=slp"], known) == pairs("--names", ["TMQ=iwv", "PSL=slp"], known)
+
+
+def test_advice_can_be_typed() -> None:
+    said = as_flags("PRECT seems to be in kg m-2 s-1: say units={'PRECT': 'kg m-2 s-1'}, or names={'PSL': 'msl'}")
+    assert said.endswith("say --units 'PRECT=kg m-2 s-1', or --names PSL=msl")

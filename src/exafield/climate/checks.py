@@ -72,7 +72,7 @@ def plausible(channel: str, unit: str | None, values: NDArray[np.float32]) -> No
     if low - slack <= lowest and highest <= high + slack:
         return
     told = "its file tells no unit" if unit is None else f"its unit is told as {unit!r}"
-    text = f"{channel} lies between {lowest:g} and {highest:g} {known.unit}, and can only between {low:g} and {high:g}"
+    text = f"{channel} lies between {lowest:g} and {highest:g} {known.unit}, where only {low:g} to {high:g} can be"
     extreme = highest if highest > high + slack else lowest
     alike = int((values == np.float32(extreme)).sum())
     if abs(extreme) > _FILL or (alike > 1 and extreme in (-999.0, -9999.0, -99.0, -32767.0, -32768.0)):

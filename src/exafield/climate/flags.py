@@ -1,6 +1,7 @@
 """What the commands on climate files take, and how advice of the library is spelled as their options."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from exafield.setting import RunError
 from exafield.suggestion import unknown
 
 # What messages of the library advise, and how it is said on the command line.
+_PAIR = re.compile(r"(names|units)=\{'(\w+)': '(\w[^']*)'\}")
 _SPELLED = (
-    (r"(names|units)=\{'(\w+)': '(\w[^']*)'\}", r"--\1 \2=\3"),
     (r"fill='nearest'", "--fill"),
     (r"plausible=False", "--implausible"),
     (r"cyclones=False", "--rivers-only"),
@@ -25,6 +26,7 @@ _SPELLED = (
 
 def as_flags(text: str) -> str:
     """A message in which what it advises is spelled as options of the command."""
+    text = _PAIR.sub(lambda found: f"--{found[1]} {shlex.quote(f'{found[2]}={found[3]}')}", text)
     for pattern, flag in _SPELLED:
         text = re.sub(pattern, flag, text)
     return text
