@@ -138,8 +138,18 @@ def drain(loader: Loader) -> None:
         loader.next()
 
 
+OTHERS: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _of_other_tests() -> None:
+    """Trainers of other tests may still be reading ahead in this process."""
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
 def loader_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("exafield loader")]
+    return [t for t in threading.enumerate() if t.name.startswith("exafield loader") and t not in OTHERS]
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
