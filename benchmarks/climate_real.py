@@ -20,7 +20,6 @@ an area-weighted average on theirs, and all masks are compared on that of the ne
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -380,7 +379,8 @@ def main() -> None:
     try:
         folder = find("climate")
     except DatasetError as error:
-        sys.exit(f"no real data, nothing to report: {error}")
+        print(f"no real data, nothing to report: {error}")
+        return
     torch.set_num_threads(1)
     cpu, generation, steps, seeds = time.process_time(), Generation(), arguments.steps, 5
     if arguments.quick:

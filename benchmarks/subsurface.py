@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from exafield.datasets import DatasetError
 from exafield.subsurface import darcy, scores
 from exafield.subsurface.covariance import Matern
 from exafield.subsurface.esmda import esmda
@@ -121,7 +122,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small set: to see that it works")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    site = box() if given.site == "box" or given.quick else Site.load("hanford")
+    try:
+        site = box() if given.site == "box" or given.quick else Site.load("hanford")
+    except DatasetError as error:
+        print(f"{error}; the box in its place")
+        site = box()
     if given.quick:
         given.sets, given.members = 1, [50]
     assert site.log_transmissivity is not None
