@@ -12,7 +12,6 @@ import tyro
 
 from exafield.checkpoint import CheckpointError, Checkpoints
 from exafield.climate.flags import Reading, as_flags
-from exafield.climate.snapshot import SnapshotError
 from exafield.engine import map_engine
 from exafield.question import Climate, Microscopy
 from exafield.runfile import load
@@ -146,8 +145,6 @@ def _climate(arguments: ApplyClimate) -> int:
             on_error=arguments.on_error,
             say=lambda text: print(text, flush=True),
         )
-    except SnapshotError as error:
-        raise SnapshotError(as_flags(str(error))) from error
     except ValueError as error:
         if type(error) is not ValueError:
             raise
