@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from exafield import Reducer, World
+from exafield.engine.signals import deferred
 from exafield.message import Phase, Topology
 from exafield.reduce import Flat, Grouped, Hierarchical, Static
 from exafield.reduce.collective import Collective
@@ -147,7 +148,8 @@ class Cluster:
                     "OMP_NUM_THREADS": "1",
                 }
                 command = ["ip", "netns", "exec", node, sys.executable, __file__, "--rank", *arguments]
-                ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+                with deferred():  # ended between the two, it would leave a rank that nobody knows of
+                    ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
             outputs = [process.communicate()[0] for process in ranks]
         finally:
             for process in ranks:
