@@ -16,8 +16,8 @@ set. Two processes stay alive and take turns of a few steps, whose order is reve
 Printed are median, least and largest of all rounds, ratios always of one round. "Of a convolution": rate of a step over
 that of a 3x3 convolution of 256 to 256 channels, forward and backward, measured before and after it on as many threads
 and processes (see climate.py). "Efficiency": rate of each of both processes over that of `alone`. Shares of the step
-come from the trace of `ranks`: waiting for data, and communication that is exposed in finish(), as `exafield trace`
-tells it; and from that of `synced` what its batch norms wait for. Waiting for the slower rank is in all of them.
+come from the traces of `ranks` and `synced`: waiting for data, and communication that is exposed, in finish() and in
+batch norms, as `exafield trace` tells it. Waiting for the slower rank is in all of them.
 """
 
 import argparse
@@ -39,7 +39,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from climate import Timed, anchor, spread
-from exafield import Player, Trace, Trainer, World, assembly
+from exafield import Trace, Trainer, World, assembly
 from exafield.climate.generate import Generation, generate
 from exafield.precision import Precision
 from exafield.question import Climate
@@ -67,55 +67,6 @@ BOTH = tuple(range(RANKS))
 # ---- one of the two processes ----
 
 
-class Heard:
-    """A channel whose reductions are in the trace. They are waited for at once, as batch norms do."""
-
-    def __init__(self, channel: Any, trace: Trace) -> None:
-        self._channel, self._trace = channel, trace
-
-    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> "Heard":
-        """Reduces in place."""
-        with self._trace.span("norms", "all_reduce"):
-            self._channel.all_reduce(tensor, op).wait()
-        return self
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """It is there."""
-        return True
-
-
-class Listening:
-    """A world, as far as batch norms need one, whose channels are heard."""
-
-    def __init__(self, world: World, trace: Trace) -> None:
-        self._world, self._trace = world, trace
-        self.rank, self.size, self.device = world.rank, world.size, world.device
-
-    def channel(self, device: torch.device | None = None) -> Heard:
-        """See World."""
-        return Heard(self._world.channel(device), self._trace)
-
-
-class Question:
-    """The climate problem, but batch norms go by a world of their own."""
-
-    def __init__(self, problem: Any, norms: Any) -> None:
-        self.problem, self._norms = problem, norms
-        self.name, self.source = problem.name, problem.source
-
-    def players(self, world: World) -> Sequence[Player]:
-        """The network."""
-        made: Sequence[Player] = self.problem.players(self._norms)
-        return made
-
-    def evaluate(self, world: World) -> dict[str, float]:
-        """Nothing is evaluated here."""
-        return {}
-
-    def picture(self, path: str | os.PathLike[str]) -> None:
-        """Nothing is drawn here."""
-
-
 class Member:
     """What a process does when told."""
 
@@ -128,11 +79,11 @@ class Member:
         """Trainers of a case, each after a step; their names, operations per step, and about how long one takes [s]."""
         torch.set_num_threads(1)
         single = World.single("cpu")
-        self._add("single", run, single, lambda trace: single)
-        self._add("ranks", run, self.world, lambda trace: single)
+        self._add("single", run, single)
+        self._add("ranks", run, self.world)
         if any(isinstance(part, _BatchNorm) for part in self.trainers["single"].seats.players[0].module.modules()):
             synced = replace(run, problem=replace(run.problem, sync_norms=True))  # type: ignore[call-arg]
-            self._add("synced", synced, self.world, lambda trace: Listening(self.world, trace))
+            self._add("synced", synced, self.world)
         for trainer in self.trainers.values():
             self.world.barrier()
             trainer.step()
@@ -142,16 +93,15 @@ class Member:
         self.anchor = anchor(rows, columns, run.training.precision)
         return {"names": list(self.trainers), "operations": self.trainers["single"].meter.flops, "seconds": took}
 
-    def _add(self, name: str, run: Run, world: World, norms: Callable[[Trace], Any]) -> None:
-        trace = Trace(world.rank)
+    def _add(self, name: str, run: Run, world: World) -> None:
         self.trainers[name] = Trainer(
-            Question(assembly.problem(run), norms(trace)),
+            assembly.problem(run),
             world,
             assembly.reducer(run.reduction),
             batch_size=run.training.batch_size,
             precision=run.training.precision,
             clip=run.training.clip,
-            trace=trace,
+            trace=Trace(world.rank),
             report=Report(show=False),
         )
 
@@ -167,13 +117,11 @@ class Member:
             trainer.step()
         took, used = time.perf_counter() - began, time.process_time() - cpu
         seen = summarise(trainer.trace)
-        norms = sum(span.duration for span in trainer.trace.spans if span.lane == "norms")
         return {
             "seconds": took / steps,
             "cores": used / took,
             "data wait": seen.phases.get("data wait", 0.0) / took,
             "exposed": sum(c.exposed or 0.0 for c in seen.communication) * steps / took,
-            "norms": norms / took,
             "finish": seen.phases.get("finish", 0.0) / took,
         }
 
@@ -316,7 +264,7 @@ def figures(seen: Mapping[str, Mapping[str, float]], operations: int) -> dict[st
         synced = seen["synced"]
         found["efficiency synced"] = seen["alone"]["seconds"] / synced["seconds"]
         found["synced against apart"] = seen["apart"]["seconds"] / synced["seconds"]
-        found["data wait + exposed + norms, synced"] = synced["data wait"] + synced["exposed"] + synced["norms"]
+        found["data wait + exposed, synced"] = synced["data wait"] + synced["exposed"]
     found["data wait on threads"] = seen["threads"]["data wait"]
     return found
 
@@ -331,7 +279,7 @@ def show(name: str, precision: str, result: Mapping[str, Any]) -> None:
     for key, s in turns.items():
         print(f"  {key:40s} {s['median']:7.3f} s/step [{s['min']:.3f} .. {s['max']:.3f}], {cores[key]:.2f} cores each")
     aims = {f"{key} of a convolution": ("at least", LEAST[precision]) for key in ("threads", "alone", "ranks")}
-    for key in ("data wait + exposed", "data wait + exposed + norms, synced"):
+    for key in ("data wait + exposed", "data wait + exposed, synced"):
         aims[key] = ("at most", MOST)
     for key, s in summary.items():
         line = f"  {key:40s} {s['median']:7.3f} [{s['min']:.3f} .. {s['max']:.3f}]"

@@ -230,6 +230,11 @@ def test_a_training_goes_on_from_its_folder(trained: tuple[Path, str], cache: st
     assert "resumed at step 6" in done.stdout
     assert json.loads((folder / "result.json").read_text())["steps"] == 8
     assert done.stderr == ""  # a missed gate is no accident to report
+    kept = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = exafield(*words[:6], "--growth", "8", folder=folder, EXAFIELD_CACHE=cache)
+    assert done.returncode == USAGE
+    assert "growth is now 8, and what was learnt there is for 16: leave out --growth" in done.stderr
+    assert kept == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_a_folder_is_not_overwritten(trained: tuple[Path, str], cache: str, crystals: Path) -> None:
@@ -252,6 +257,13 @@ def test_more_ranks_than_samples_is_refused_once(tmp_path: Path) -> None:
     assert done.returncode == USAGE
     assert "sample" in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs").exists(), "a training that was refused left its run folder"
+    # One that was there before is the user's, with what is in it.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "submit.yaml").touch()
+    done = exafield(*words, "--folder", "mine", folder=tmp_path, EXAFIELD_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == USAGE
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["submit.yaml"]
 
 
 def children(pid: int) -> list[int]:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from exafield.batchnorm import LANE, SyncBatchNorm
 from exafield.reduce import Bitvector, Grouped, Reducer
 from exafield.report import Report
 from exafield.store import RunFolder
@@ -156,6 +158,33 @@ def test_sizes_have_prefixes() -> None:
     assert [size(x) for x in (0, 999, 1500, 2.5e6, 3e9)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "3 GB"]
 
 
+def test_messages_of_batch_norms_are_exposed_and_no_computing() -> None:
+    trace = made(0, backward=2.0, finish=1.0)
+    for number in range(4):
+        at = 4.5 * number
+        for start, took in ((at + 0.25, 0.25), (at + 1.5, 0.5)):  # in forward, and in backward
+            trace.add(LANE, "all_reduce", start, start + took, bytes=40)
+    s = summarise(trace)
+    norms, net = s.communication
+    assert (norms.player, norms.total, norms.exposed, norms.groups, norms.bytes) == ("batch norms", 0.75, 0.75, 2, 80)
+    assert net.exposed == pytest.approx(1.0)
+    assert s.phases == {"forward": 3.0, "backward": 6.0, "batch norms": 3.0, "finish": 4.0, "optimiser": 2.0}
+    assert s.compute == pytest.approx(9 / 18)
+    said = "\n".join(s.lines())
+    assert "sums of batch norms, mean over ranks and steps" in said
+    assert "100.0 %  in forward and backward" in said
+
+
+def test_a_rank_that_waits_for_batch_norms_is_not_the_slow_one() -> None:
+    # Both take as long in all: rank 0 waits for rank 1 in forward.
+    ranks = [made(0, 2.0, 1.0), made(1, 2.0, 1.0)]
+    for number in range(4):
+        ranks[0].add(LANE, "all_reduce", 4.5 * number + 0.25, 4.5 * number + 0.75)
+    straggler = summarise(Trace.merge(ranks)).straggler
+    assert straggler is not None
+    assert (straggler.rank, straggler.lead) == (1, pytest.approx(0.5))
+
+
 # ---- a real run ----
 
 
@@ -182,6 +211,23 @@ def test_a_run_of_two_ranks(tmp_path: Path) -> None:
     assert s.straggler is not None
     assert s.straggler.steps == 12
     check_chrome_rules(json.loads((tmp_path / "trace.json").read_text()), ranks=2)
+
+
+def train_normed(world: World, folder: str) -> None:
+    def made() -> nn.Module:
+        return SyncBatchNorm.convert(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), world)
+
+    Trainer(Regression(made), world, Reducer(), folder=RunFolder(folder), report=Report(show=False)).fit(steps=5)
+
+
+def test_a_run_with_batch_norms_over_ranks(tmp_path: Path) -> None:
+    run_ranks(2, train_normed, str(tmp_path))
+    s = summarise(load_trace(tmp_path))
+    norms = s.communication[0]
+    assert (norms.player, norms.groups) == ("batch norms", 4)  # two sums forward, two backward
+    assert norms.bytes == 4 * (3 + 1) + 4 * 3 + 4 * 3 + 4 * (3 + 1)  # with the number of samples, and its gradient
+    assert norms.exposed == norms.total > 0
+    assert s.phases["batch norms"] == pytest.approx(5 * norms.total)
 
 
 def check_chrome_rules(document: dict[str, Any], ranks: int) -> None:

@@ -23,7 +23,7 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     run(*pip, "wheel", *quiet, "--no-deps", "--build-constraint", constraints, "-w", tmp_path, ROOT, folder=tmp_path)
     (wheel,) = tmp_path.glob("exafield-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = {"microscopy/crystals.txt", "microscopy/scattering.json", "page/page.css"}
+    data = {"climate/coastlines.txt", "microscopy/crystals.txt", "microscopy/scattering.json", "page/page.css"}
     assert {"exafield/py.typed", *(f"exafield/{name}" for name in data)} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/NOTICE") for name in names)

@@ -1,6 +1,7 @@
 """Assembly: the settings of a run made into the objects they describe."""
 
 import dataclasses
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -42,6 +43,10 @@ class Subject(Protocol):
 
     def complete(self, question: Any) -> Any:
         """The same settings with every choice written out."""
+        ...
+
+    def learnt(self, question: Any) -> Mapping[str, object]:
+        """Settings, complete, that a checkpoint depends on, by the names of their options."""
         ...
 
     def problem(self, question: Any, *, optimiser: Optimiser, schedule: Schedule, seed: int) -> Problem:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from exafield.suggestion import counted
+
 OnResize = Literal["keep", "scale"]
 
 
@@ -77,15 +79,11 @@ class Batch:
         before = self.whole if saved is None else saved["whole"]
         if ranks == self.ranks and before == self.whole:
             return ""
-        moved = f"on {_counted(self.ranks, 'rank')} instead of {ranks}: " if ranks != self.ranks else ""
+        moved = f"on {counted(self.ranks, 'rank')} instead of {ranks}: " if ranks != self.ranks else ""
         draws = "" if self.accumulate == 1 else f" x {self.accumulate} draws"
-        shares = f"{_counted(self.ranks, 'rank')} x {_counted(self.size, 'sample')}{draws}"
+        shares = f"{counted(self.ranks, 'rank')} x {counted(self.size, 'sample')}{draws}"
         if before == self.whole:
             return f"{moved}global batch of {before} kept = {shares}, learning rate as scheduled"
         return (
             f"{moved}global batch {self.whole} = {shares} instead of {before}, learning rate as scheduled all the same"
         )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -10,24 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from exafield.channel import Channel
+from exafield.trace import Trace
 from exafield.world import World
+
+#: Of what layers of this kind send, in a trace: a reduction that nothing hides.
+LANE = "reduce batch norms"
 
 
 class _Sum(torch.autograd.Function):
     """The sum over all ranks. Its gradient is the sum of all ranks' gradients, since each rank's output used it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, channel: Channel) -> Tensor:
-        ctx.channel = channel
-        total = x.clone()
-        channel.all_reduce(total).wait()
-        return total
+    def forward(ctx: Any, x: Tensor, channel: Channel, trace: Trace) -> Tensor:
+        ctx.channel, ctx.trace = channel, trace
+        return _summed(x.clone(), channel, trace)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].contiguous().clone()
-        ctx.channel.all_reduce(total).wait()
-        return total, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _summed(grads[0].contiguous().clone(), ctx.channel, ctx.trace), None, None
+
+
+def _summed(total: Tensor, channel: Channel, trace: Trace) -> Tensor:
+    # Nothing can be done meanwhile. On a GPU the host does not wait, and the span holds the launch alone.
+    with trace.span(LANE, "all_reduce", bytes=total.nbytes):
+        channel.all_reduce(total).wait()
+    return total
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -54,6 +61,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(features, eps, momentum)
         self._world = world
         self._channels = channels if channels is not None else {}
+        #: Takes a span for each message.
+        self.trace = Trace(enabled=False)
         self._connect(torch.empty(0, device=world.device))
 
     @classmethod
@@ -100,10 +109,10 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = x.new_tensor([x.numel() / x.shape[1]])
         # One message: sums of x, and the number of values.
         channel = self._connect(x)
-        total = _Sum.apply(torch.cat([x.sum(dims), count]), channel)
+        total = _Sum.apply(torch.cat([x.sum(dims), count]), channel, self.trace)
         mean = total[:-1] / total[-1]
         centred = x - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dims), channel) / total[-1].detach()
+        variance = _Sum.apply(centred.square().sum(dims), channel, self.trace) / total[-1].detach()
         with torch.no_grad():
             number = total[-1].detach()
             momentum = self.momentum or 0.0

@@ -15,6 +15,7 @@ from exafield.given import check_problem, flag_value, problem_named, starting_ru
 from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
 from exafield.question import Question
 from exafield.run import PRESETS, RunError, Training
+from exafield.setting import Advising
 from exafield.submit import destination, script, submit
 from exafield.suggestion import unknown
 from exafield.watchdog import WorldAborted
@@ -24,11 +25,12 @@ FAILED, USAGE, MISSED, INTERRUPTED = 1, 2, 3, 130
 _HELP = """\
 usage: exafield COMMAND [OPTIONS]
 
-  train PROBLEM       trains the networks of a scientific problem (microscopy, climate)
+  train PROBLEM       trains the networks of a scientific problem (microscopy, climate, subsurface)
   submit PROBLEM      the same as a SLURM job that stops in time, requeues and goes on
   generate PROBLEM    simulates the data of a problem, without training
-  apply PROBLEM RUN   uses what a training has learnt (climate)
+  apply PROBLEM RUN   uses what a training has learnt (climate, subsurface)
   climate COMMAND     files of snapshots and masks: storms and their statistics, rules of thumb, pictures
+  subsurface COMMAND  aquifers: what a site's files hold, maps, wells to try things on
   taskbench COMMAND   measures how fine-grained tasks may be on parallel programming systems (run, metg, engines, ...)
   data list           public data sets; also: data where NAME, data get NAME
   trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
@@ -72,6 +74,7 @@ def _command(argv: list[str], place: Place) -> int:
         "generate": _generate,
         "apply": _apply,
         "climate": _climate,
+        "subsurface": _subsurface,
         "taskbench": _taskbench,
         "data": _data,
         "trace": _trace,
@@ -114,11 +117,7 @@ def _explained(error: Exception, place: Place | None) -> int | None:
     ours = type(error).__module__.partition(".")[0] == "exafield"
     if not ours and not (isinstance(error, ImportError) and "pip install" in str(error)):
         return None
-    text = str(error)
-    if type(error).__module__.startswith("exafield.climate"):  # what its readers advise is Python; here it is options
-        from exafield.climate.flags import as_flags
-
-        text = as_flags(text)
+    text = error.as_flags() if isinstance(error, Advising) else str(error)
     _say(f"rank {rank}: {text}" if rank else text)
     return FAILED
 
@@ -203,6 +202,12 @@ def _apply(argv: list[str], place: Place) -> int:
 
 def _climate(argv: list[str], place: Place) -> int:
     from exafield.climate.command import main as carry_out
+
+    return carry_out(argv)
+
+
+def _subsurface(argv: list[str], place: Place) -> int:
+    from exafield.subsurface.command import main as carry_out
 
     return carry_out(argv)
 

@@ -15,12 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from exafield import __version__, assembly, page, provenance, runfile
+from exafield import assembly, page, provenance
 from exafield.engine import MapEngine
 from exafield.engine.chunks import Chunks
 from exafield.engine.local import ProcessEngine
 from exafield.environment import detect
+from exafield.folder import content, kept_if_trained, open_folder
 from exafield.launch import stopping
+from exafield.meter import METRICS
 from exafield.peak import matrix_peak
 from exafield.precision import DTYPES, Precision
 from exafield.problem import Prepared, Problem
@@ -28,7 +30,8 @@ from exafield.provenance import Provenance
 from exafield.question import Question
 from exafield.report import Report
 from exafield.run import Run, RunError
-from exafield.store import RunFolder, StoreError, atomic_write
+from exafield.store import RunFolder, atomic_write
+from exafield.suggestion import counted
 from exafield.taskbench.tasksize import TaskSizes
 from exafield.trainer import Trainer
 from exafield.world import World
@@ -141,39 +144,6 @@ def generate(
 # ---- carrying it out ----
 
 
-def _made(run: Run, resume: Path | None) -> RunFolder:
-    if resume is not None:
-        folder = RunFolder(resume)
-        folder.tidy()
-        (folder.path / "result.json").unlink(missing_ok=True)  # it tells of a run that is complete
-        return folder
-    if run.record.folder is None:
-        return RunFolder.new(run.problem.name)
-    folder = RunFolder(run.record.folder)
-    if folder.config.exists():
-        raise RunError(
-            f"{folder.path} holds a run already: go on with it (--resume {folder.path}), or choose another folder"
-        )
-    return folder
-
-
-def _folder(run: Run, resume: Path | None, world: World) -> RunFolder:
-    """The run's folder, the same on all ranks. Rank 0 makes it."""
-    said: dict[str, str] = {}
-    if world.rank == 0:
-        try:
-            settings = runfile.write(assembly.complete(run), __version__)
-            made = _made(run, resume)
-            said["path"] = str(made.path.absolute())
-            atomic_write(made.config, settings.encode())
-        except (StoreError, RunError) as error:
-            said["error"] = str(error)
-    said = world.broadcast_object(said)
-    if "error" in said:
-        raise RunError(said["error"])
-    return RunFolder(said["path"])
-
-
 def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None] = print) -> Outcome:
     """Trains, evaluates, draws. Called on every rank the launcher has started.
 
@@ -192,10 +162,12 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
     with World.from_env(assembly.device(run.training, detect(os.environ).local_size)) as world:
         first = world.rank == 0
         assembly.check_loggers(run.record)
-        folder = _folder(run, resume, world)
+        there = content(resume or run.record.folder)
+        folder = open_folder(run, resume, world)
         if first:
-            say(f"{run.problem.name} on {_counted(world.size, 'rank')} ({world.device.type}), run folder {folder.path}")
-        with _recorded(folder, world) as session:
+            say(f"{run.problem.name} on {counted(world.size, 'rank')} ({world.device.type}), run folder {folder.path}")
+            say(f"metrics     {METRICS}")
+        with kept_if_trained(folder, there, world) as trainers, _recorded(folder, world) as session:
             with _settings_blamed():
                 question = assembly.problem(run)
             generate(run.problem, ProcessEngine(), say)
@@ -219,6 +191,7 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
                         first, folder.metrics, loggers=assembly.loggers(record, folder.path) if first else ()
                     ),
                 )
+            trainers.append(trainer)
             with stopping() as stop:
                 if resume is not None and not trainer.resume(training.on_resize) and first:
                     say("there is no checkpoint to resume from: starting at step 0")
@@ -338,7 +311,3 @@ def _peak(world: World, precision: Precision) -> dict[str, object] | None:
 
 def _silent(text: str) -> None:
     """Says nothing."""
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -18,6 +18,13 @@ TICK = 0.25
 _MOST_CALLS = 64.0
 
 
+#: What is to be said where metrics are printed.
+METRICS = (
+    "per second, of all ranks: FLOP/s as executed, published FLOP/s as publications count them; data wait: share of "
+    "the time (docs/running.md)"
+)
+
+
 class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; raised on all ranks alike."""
 

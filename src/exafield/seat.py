@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from exafield.batchnorm import SyncBatchNorm
 from exafield.checkpoint import Checkpoints, Loaded, agree
 from exafield.precision import LossScale, Precision
 from exafield.problem import Player
@@ -49,6 +50,9 @@ class Seat:
         # torch.compile wraps a module; what is saved should not depend on it.
         self._module: nn.Module = getattr(player.module, "_orig_mod", player.module)
         self.reduction = reducer.attach(self._module, world, name=player.name, trace=trace, cache=cache)
+        for layer in self._module.modules():
+            if isinstance(layer, SyncBatchNorm):
+                layer.trace = trace
         self._precision, self._clip = precision, clip
         self.scale = LossScale(world.device) if precision == "fp16" else None
         self.parameters = list(player.module.parameters())

@@ -1,12 +1,40 @@
 """What settings have in common: how they are checked, and the error that says what is wrong."""
 
 import math
+from typing import Protocol, runtime_checkable
 
 from exafield.choice import Choice
 
 
 class RunError(ValueError):
     """A run's settings are wrong; says which one, where, and what it should be."""
+
+
+@runtime_checkable
+class Advising(Protocol):
+    """An error of a library whose advice is Python, and which can say it for the command line, too."""
+
+    def as_flags(self) -> str:
+        """Its text, in which what it advises is spelled as options."""
+        ...
+
+
+def pairs(what: str, text: str) -> dict[str, str]:
+    """Channel to value, from CHANNEL=VALUE,CHANNEL=VALUE.
+
+    Args:
+        what: the setting, or the option, that was given.
+        text: its value.
+    Raises:
+        RunError: a part is written otherwise.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not (name and equals and value) or "=" in value:
+            raise RunError(f"{what} {part}: it is to be CHANNEL=VALUE, with commas between several")
+        found[name] = value
+    return found
 
 
 def at_least(owner: str, least: float, **values: float | None) -> None:

@@ -19,6 +19,10 @@ _FORMAT = 1
 _OVERHEAD = 1 << 16
 
 
+#: Folder of run folders that are given no other place.
+ROOT = "runs"
+
+
 class StoreError(RuntimeError):
     """Something cannot be read or written; says which path and what to do."""
 
@@ -68,7 +72,7 @@ class RunFolder:
             raise StoreError(f"cannot make the run folder {self.path}: {error.strerror}") from error
 
     @classmethod
-    def new(cls, problem: str, root: str | Path = "runs") -> "RunFolder":
+    def new(cls, problem: str, root: str | Path = ROOT) -> "RunFolder":
         """A fresh folder root/PROBLEM-DATE-TIME."""
         base = Path(root) / f"{problem}-{time.strftime('%Y%m%d-%H%M%S')}"
         path, number = base, 1

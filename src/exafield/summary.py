@@ -7,20 +7,22 @@ from statistics import mean, median
 
 from exafield.trace import Span, Trace
 
-# What a trainer does, in the order in which it is told.
-PHASES = ("forward", "backward", "finish", "optimiser", "data wait", "evaluate", "checkpoint")
+# What a trainer does, in the order in which it is told. Messages of batch norms over all ranks interrupt forward and
+# backward, and are told apart from these.
+NORMS = "batch norms"
+PHASES = ("forward", "backward", NORMS, "finish", "optimiser", "data wait", "evaluate", "checkpoint")
 _REDUCE, _AGREE, _READY, _REDUCER = "reduce ", "agree ", "ready ", "reducer "
 
 
 @dataclass(frozen=True, slots=True)
 class Communication:
-    """The reductions of one player, as means over ranks.
+    """The reductions of one player, as means over ranks; or those of all batch norms that go over ranks.
 
     Args:
-        player: whose gradients.
+        player: whose gradients; `NORMS` for sums of batch norms.
         total: time per step with a reduction under way [s].
-        exposed: part of it inside the trainer's `finish`, where nothing else is done; None if the trace does not
-            hold what the trainer did.
+        exposed: part of it inside the trainer's `finish`, where nothing else is done, and all of it for batch norms;
+            None if the trace does not hold what the trainer did.
         waited: mean time from a group's being ready to its being launched [s].
         groups, rounds, bytes: launched, negotiated and handed over per step.
     """
@@ -37,6 +39,11 @@ class Communication:
     def hidden(self) -> float | None:
         """Share of the communication that is behind backward or other work; None if it cannot be told."""
         return None if self.exposed is None or not self.total else 1.0 - self.exposed / self.total
+
+    @property
+    def where(self) -> str:
+        """Where it is exposed."""
+        return "in forward and backward" if self.player == NORMS else "in finish()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,8 @@ class Summary:
         dropped: spans that went before the trace was written; all figures are of what is left.
         steps: whole steps on the rank that has most of them.
         step_time: median over steps and ranks [s]; None without steps.
-        phases: mean over ranks of the time the trainer spent in each [s].
+        phases: mean over ranks of the time the trainer spent in each [s]; forward and backward without the messages
+            of batch norms.
         compute: share of the steps' time in forward and backward; None without steps.
         communication: of each player.
         straggler: None with fewer than two ranks or no step that two of them share.
@@ -97,15 +105,18 @@ class Summary:
             rest = self.duration - sum(self.phases.values())
             said.append(f"  {'other':12s} {_time(rest):>10s}  {_share(rest, self.duration):>6s}")
         for c in self.communication:
-            said += ["", f"reductions of {c.player}, mean over ranks and steps"]
+            said += ["", f"{'sums' if c.player == NORMS else 'reductions'} of {c.player}, mean over ranks and steps"]
             said.append(f"  under way    {_time(c.total):>10s}")
             if c.exposed is not None and c.hidden is not None:
                 said.append(
                     f"  hidden       {_time(c.total - c.exposed):>10s}  {100 * c.hidden:5.1f} %  behind other work"
                 )
-                said.append(f"  exposed      {_time(c.exposed):>10s}  {100 - 100 * c.hidden:5.1f} %  in finish()")
-            said.append(f"  groups       {c.groups:10.1f}  ready for {_time(c.waited)} before they left")
-            said.append(f"  rounds       {c.rounds:10.1f}  of negotiation")
+                said.append(f"  exposed      {_time(c.exposed):>10s}  {100 - 100 * c.hidden:5.1f} %  {c.where}")
+            if c.player == NORMS:
+                said.append(f"  messages     {c.groups:10.1f}")
+            else:
+                said.append(f"  groups       {c.groups:10.1f}  ready for {_time(c.waited)} before they left")
+                said.append(f"  rounds       {c.rounds:10.1f}  of negotiation")
             said.append(f"  bytes        {size(c.bytes):>10s}")
         if self.straggler is not None:
             s = self.straggler
@@ -137,7 +148,8 @@ def summarise(trace: Trace) -> Summary:
     trainers = {rank: lanes[rank, "trainer"] for rank in ranks if (rank, "trainer") in lanes}
     steps = {rank: _steps(spans) for rank, spans in trainers.items()}
     times = [span.duration for members in steps.values() for span in members.values()]
-    spent = [_phases(members) for members in trainers.values()]
+    waits = {rank: lanes.get((rank, _REDUCE + NORMS), ()) for rank in ranks}
+    spent = [_phases(members, waits[rank]) for rank, members in trainers.items()]
     phases = {name: mean(t.get(name, 0.0) for t in spent) for name in PHASES if any(name in t for t in spent)}
     computing = sum(t.get("forward", 0.0) + t.get("backward", 0.0) for t in spent)
     return Summary(
@@ -149,7 +161,7 @@ def summarise(trace: Trace) -> Summary:
         phases,
         computing / sum(times) if sum(times) else None,
         tuple(_communication(player, lanes, steps) for player in _players(lanes)),
-        _straggler(trainers, steps),
+        _straggler(trainers, steps, waits),
         _events(lanes, begin),
     )
 
@@ -180,11 +192,16 @@ def _whole(spans: Sequence[Span]) -> list[Span]:
     return [span for span in kept if span.start >= begin.get(span.rank, span.start)]
 
 
-def _phases(spans: Iterable[Span]) -> dict[str, float]:
+def _phases(spans: Sequence[Span], norms: Iterable[Span]) -> dict[str, float]:
     found: dict[str, float] = {}
     for span in spans:
         if span.name in PHASES:
             found[span.name] = found.get(span.name, 0.0) + span.duration
+    messages = _union(map(_interval, norms))
+    for name in ("forward", "backward") if messages else ():
+        inside = sum(_covered(messages, _union(_interval(s) for s in spans if s.name == name)))
+        found[name] = found.get(name, 0.0) - inside
+        found[NORMS] = found.get(NORMS, 0.0) + inside
     return found
 
 
@@ -205,12 +222,14 @@ def _communication(player: str, lanes: _Lanes, steps: Mapping[int, Mapping[str, 
     for rank in ranks:
         reduced = lanes[rank, _REDUCE + player]
         finishes = [
-            (s.start, s.end)
+            _interval(s)
             for s in lanes.get((rank, "trainer"), ())
             if s.name == "finish" and s.args.get("player") == player
         ]
         count = len(steps.get(rank, ())) or len(finishes) or 1
-        under_way = _union((s.start, s.end) for s in reduced)
+        under_way = _union(map(_interval, reduced))
+        if player == NORMS:
+            finishes = under_way
         totals.append(sum(end - start for start, end in under_way) / count)
         told = told and bool(finishes)
         exposed.append(sum(_covered(under_way, _union(finishes))) / count)
@@ -236,6 +255,10 @@ def _mean(values: Sequence[float]) -> float:
 _Interval = tuple[float, float]
 
 
+def _interval(span: Span) -> _Interval:
+    return span.start, span.end
+
+
 def _union(intervals: Iterable[_Interval]) -> list[_Interval]:
     """The same points as disjoint intervals, in order."""
     merged: list[_Interval] = []
@@ -247,13 +270,17 @@ def _union(intervals: Iterable[_Interval]) -> list[_Interval]:
     return merged
 
 
-def _straggler(trainers: Mapping[int, Sequence[Span]], steps: Mapping[int, Mapping[str, Span]]) -> Straggler | None:
-    """Compares how long ranks were busy in each step: all of it less their waiting in finish()."""
+def _straggler(
+    trainers: Mapping[int, Sequence[Span]],
+    steps: Mapping[int, Mapping[str, Span]],
+    norms: Mapping[int, Iterable[Span]],
+) -> Straggler | None:
+    """Compares how long ranks were busy in each step: all of it less their waiting in finish() and for batch norms."""
     busy: dict[str, dict[int, float]] = {}
     for rank, members in trainers.items():
-        finishes = _union((s.start, s.end) for s in members if s.name == "finish")
+        finishes = _union(map(_interval, [*(s for s in members if s.name == "finish"), *norms[rank]]))
         ordered = sorted(steps[rank].items(), key=lambda item: item[1].start)
-        waited = _covered(finishes, [(s.start, s.end) for _, s in ordered])
+        waited = _covered(finishes, [_interval(s) for _, s in ordered])
         for (number, step), wait in zip(ordered, waited, strict=True):
             busy.setdefault(number, {})[rank] = step.duration - wait
     shared = [times for times in busy.values() if len(times) > 1]

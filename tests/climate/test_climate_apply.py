@@ -21,13 +21,14 @@ import xarray as xr  # noqa: E402
 import climate_applied  # noqa: E402
 from climate_applied import REACH, Small  # noqa: E402
 from climate_made import dataset, days, made  # noqa: E402
-from exafield.climate.apply import Summary, apply, mask_files  # noqa: E402
+from exafield.climate.apply import apply, mask_files  # noqa: E402
 from exafield.climate.fields import CHANNELS, FOUR, RIVER  # noqa: E402
 from exafield.climate.heuristics import label, rivers  # noqa: E402
 from exafield.climate.labelling import label_files  # noqa: E402
 from exafield.climate.masks import How  # noqa: E402
 from exafield.climate.reading import open_snapshots  # noqa: E402
 from exafield.climate.snapshot import Axes, Snapshot, SnapshotError, whole_globe  # noqa: E402
+from exafield.climate.summary import Summary  # noqa: E402
 from exafield.engine import EngineError, MapEngine  # noqa: E402
 from exafield.engine.local import ProcessEngine, SerialEngine  # noqa: E402
 from exafield.engine.threads import ThreadEngine  # noqa: E402
@@ -98,7 +99,7 @@ def test_every_engine_makes_the_same_masks(tmp_path: Path, suffix: str, tile: tu
     again = apply(tmp_path / "in", out, Small(), engine=SERIAL, tile=tile, overlap=REACH,
                   made_with={"network": "small"})  # fmt: skip
     assert (again.made, again.masks) == (0, 5)
-    assert "5 were there before" in again.lines()[0]
+    assert "5 there before" in again.lines()[0]
 
 
 @pytest.mark.parametrize(("how", "engine"), [(signal.SIGKILL, "serial"), (signal.SIGINT, "threads")])
@@ -188,7 +189,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     cut(tmp_path / "in" / "a.nc")
     dataset([made(FOUR, whole_globe(10, 12), time=days(9)[8])]).to_netcdf(tmp_path / "in" / "d.nc", engine="h5netcdf")
     out = tmp_path / "masks.nc"
-    with pytest.raises(SnapshotError, match=r"a\.nc: .*truncated file"):
+    with pytest.raises(SnapshotError, match=r"a\.nc seems damaged or incomplete"):
         apply(tmp_path / "in", out, Small(), engine=SERIAL)
     summary = apply(tmp_path / "in", out, Small(), engine=SERIAL, on_error="skip")
     assert (summary.masks, len(summary.skipped_files)) == (3, 2)

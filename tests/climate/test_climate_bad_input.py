@@ -13,6 +13,7 @@ import xarray as xr  # noqa: E402
 
 from climate_made import LATITUDES, LONGITUDES, dataset, days, made, published  # noqa: E402
 from exafield.climate.fields import FOUR  # noqa: E402
+from exafield.climate.layouts import damage  # noqa: E402
 from exafield.climate.published import write_snapshot  # noqa: E402
 from exafield.climate.reading import open_snapshots  # noqa: E402
 from exafield.climate.snapshot import SnapshotError, whole_globe  # noqa: E402
@@ -90,9 +91,9 @@ BAD: dict[str, tuple[Callable[[xr.Dataset], Any], str]] = {
     "infinity": (put("U850", np.inf), r"U850: 1 of 216 values"),
     "undeclared fill": (put("TMQ", 1e20, 2), r"TMQ lies.*2 values are 1e\+20.*_FillValue"),
     "undeclared -9999": (put("TMQ", -9999.0, 2), r"2 values are -9999.*_FillValue"),
-    "label 3": (labelled(3), r"1 labels are none of 0 background.*first is 3.0 at -24.5455 N, 100 E"),
-    "label 1.5": (labelled(1.5), r"labels are none of"),
-    "label NaN": (labelled(np.nan), r"labels are none of"),
+    "label 3": (labelled(3), r"1 label is none of 0 background.*first is 3.0 at -24.5455 N, 100 E"),
+    "label 1.5": (labelled(1.5), r"label.* none of"),
+    "label NaN": (labelled(np.nan), r"label.* none of"),
     "curvilinear": (curved, r"latitude 'lat' has dimensions \('lat', 'lon'\).*interpolate"),
     "model levels": (hybrid, r"U850 would be ua, whose vertical axis is not one of pressure: interpolate it to 850"),
     "members": (members, r"TMQ has a dimension 'number' of 4: select"),
@@ -195,11 +196,29 @@ def test_a_damaged_file_in_the_middle_of_a_year(tmp_path: Path, kind: Any) -> No
     else:
         whole = paths[1].read_bytes()
         paths[1].write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(SnapshotError, match=r"b\.(h5|nc|zarr)"):
+    with pytest.raises(SnapshotError, match=r"b\.(h5|nc|zarr)") as caught:
         list(open_snapshots(paths, channels=FOUR))
+    if kind != "zarr":
+        size = len(whole) * 2 // 3
+        there = f"{size} bytes" if kind == "scipy" else f"{size} of {len(whole)} bytes"
+        said = f"seems damaged or incomplete ({there}): copy or make it again, or leave it out"
+        assert str(caught.value) == f"{paths[1]} {said}"
     kept = open_snapshots(paths, channels=FOUR, on_error="skip")
     assert [Path(s.source.split(",")[0]).stem for s in kept] == ["a", "c"]
     assert [Path(s.path).stem for s in kept.skipped] == ["b"]
+
+
+def test_what_is_no_damage_is_not_called_so(tmp_path: Path) -> None:
+    path = write_snapshot(tmp_path / "a.h5", made())
+    raw = bytearray(path.read_bytes())
+    assert damage(path, BlockingIOError(11, "unable to lock file")) is None
+    assert damage(path, OSError(5, "Input/output error")) is None
+    assert damage(path, LookupError("no variable is TMQ")) is None
+    # In the middle, where HDF5 keeps what is where.
+    raw[700:1100] = bytes(400)
+    path.write_bytes(raw)
+    with pytest.raises(SnapshotError, match=rf"a\.h5 seems damaged or incomplete \({len(raw)} bytes\)"):
+        open_snapshots(path)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +229,7 @@ def test_a_damaged_file_in_the_middle_of_a_year(tmp_path: Path, kind: Any) -> No
         (b"CDF\x05....", "CDF-5.*nccopy"),
         (b"", r"0 bytes.*neither NetCDF"),
         (b"a,b\n1,2\n", "neither NetCDF"),
-        (b"\x89HDF....", "damaged or cut off"),
+        (b"\x89HDF....", r"damaged or incomplete \(8 bytes\)"),
     ],
 )
 def test_files_of_other_kinds(tmp_path: Path, content: bytes, message: str) -> None:

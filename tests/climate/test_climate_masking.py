@@ -19,13 +19,14 @@ for _package in ("xarray", "h5netcdf", "h5py", "cftime"):
 from climate_applied import Small  # noqa: E402
 from climate_made import dataset, days, made  # noqa: E402
 from exafield.climate import masking, reading  # noqa: E402
-from exafield.climate.apply import Summary, apply, mask_files  # noqa: E402
+from exafield.climate.apply import apply, mask_files  # noqa: E402
 from exafield.climate.fields import FOUR  # noqa: E402
 from exafield.climate.grid import Grid  # noqa: E402
 from exafield.climate.layouts import Reader, open_reader  # noqa: E402
 from exafield.climate.reading import Snapshots, open_snapshots  # noqa: E402
 from exafield.climate.segmenter import Segmenter, spacing  # noqa: E402
 from exafield.climate.snapshot import Snapshot, whole_globe  # noqa: E402
+from exafield.climate.summary import Summary  # noqa: E402
 from exafield.climate.writing import MaskWriter  # noqa: E402
 from exafield.engine import MapEngine  # noqa: E402
 from exafield.engine.local import SerialEngine  # noqa: E402

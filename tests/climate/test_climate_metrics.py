@@ -89,7 +89,7 @@ def test_precision_and_recall() -> None:
     np.testing.assert_allclose(scores.iou, [2 / 6, 2 / 4, 0])
     text = "\n".join(scores.lines())
     assert "atmospheric river" in text
-    assert "0.278     over 1 samples" in text
+    assert "0.278     over 1 sample" in text
 
 
 def test_counts_beyond_what_floats_hold() -> None:

@@ -1,5 +1,6 @@
 """Pictures of events: they are drawn, of the size asked for, and nothing of the storm over the seam is lost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from drawn_storms import add_disc
-from exafield.climate import events, plots, statistics
+from exafield.climate import bars, events, plots, statistics
 from exafield.climate.fields import CYCLONE, RIVER
 from exafield.climate.grid import Grid
 from exafield.climate.tracking import Track, Tracker
@@ -55,12 +56,45 @@ def test_maps(week, tmp_path: Path) -> None:
     assert len(np.unique(np.asarray(Image.open(tmp_path / "often.png").convert("L")))) > 10
 
 
+def test_coasts_are_where_land_is() -> None:
+    lines = plots.coastlines()
+    points = np.concatenate(lines)
+    assert len(lines) > 100
+    assert np.abs(points).max(0).tolist() == [180.0, pytest.approx(85.0, abs=2.0)]
+    # Capes: Finisterre, Agulhas, Comorin, Horn; and none in the middle of an ocean.
+    for east, north in ((-9.3, 42.9), (20.0, -34.8), (77.5, 8.1), (-67.3, -55.9)):
+        assert np.hypot(*(points - (east, north)).T).min() < 1.5, (east, north)
+    for east, north in ((-30.0, 30.0), (-130.0, 0.0), (80.0, -30.0)):
+        assert np.hypot(*(points - (east, north)).T).min() > 10.0, (east, north)
+    axes = Figure().subplots()
+    plots._map(axes, GRID)
+    (coasts,) = axes.collections
+    pieces = coasts.get_segments()
+    assert len(pieces) > len(lines)  # some go over the seam of the grid
+    assert max(np.abs(np.diff(piece[:, 0])).max() for piece in pieces) < 20.0
+
+
+def test_a_legend_says_what_dots_are(week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, followed, _ = week
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: kept.append(figure))
+
+    def said(tracks: list[Track]) -> list[str]:
+        plots.tracks(tmp_path / "tracks.png", tracks, GRID)
+        return [text.get_text() for text in kept[-1].axes[0].get_legend().get_texts()]
+
+    assert said(followed) == ["tropical cyclone", "atmospheric river", "where it began"]
+    windy = [Track(t.number, t.kind, [replace(event, peak_wind=40.0) for event in t.events]) for t in followed]
+    assert said(windy)[3:] == ["cyclone of 20 m/s at its peak", "cyclone of 60 m/s at its peak"]
+
+
 def test_bars(week, tmp_path: Path) -> None:
     _, followed, tally = week
-    plots.counts(tmp_path / "counts.png", statistics.counts(followed))
-    plots.shares(tmp_path / "shares.png", tally.shares())
+    bars.counts(tmp_path / "counts.png", statistics.counts(followed))
+    bars.counts(tmp_path / "none.png", [])
+    bars.shares(tmp_path / "shares.png", tally.shares())
     colourful(tmp_path / "shares.png")
-    assert Image.open(tmp_path / "counts.png").size == (960, 384)
+    assert Image.open(tmp_path / "counts.png").size == (960, 432)
 
 
 def test_film(week, tmp_path: Path) -> None:
@@ -75,12 +109,10 @@ def test_film(week, tmp_path: Path) -> None:
 
 
 def test_line_leaves_and_comes_in_at_the_seam() -> None:
-    axes = Figure().subplots()
-    plots._line(axes, [10.0, 12.0, 14.0, 16.0], [350.0, 356.0, 362.0, 368.0], GRID)
-    first, second = axes.lines
-    assert first.get_xdata().tolist() == [350.0, 356.0, 362.0]
-    assert second.get_xdata().tolist() == [-4.0, 2.0, 8.0]
-    assert second.get_ydata().tolist() == [12.0, 14.0, 16.0]
+    first, second = plots._pieces([10.0, 12.0, 14.0, 16.0], [350.0, 356.0, 362.0, 368.0], GRID)
+    assert first[0].tolist() == [350.0, 356.0, 362.0]
+    assert second[0].tolist() == [-4.0, 2.0, 8.0]
+    assert second[1].tolist() == [12.0, 14.0, 16.0]
 
 
 def test_ticks() -> None:

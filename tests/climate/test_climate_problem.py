@@ -1,6 +1,10 @@
 """The problem of climate: it trains, judges, draws, and goes on; from generated snapshots and from given ones."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +16,7 @@ for _package in ("xarray", "h5py", "cftime"):
     pytest.importorskip(_package)
 
 from exafield import assembly, runfile  # noqa: E402
+from exafield.cli import FAILED  # noqa: E402
 from exafield.climate.assembly import MakeNetwork, channels, segmenter  # noqa: E402
 from exafield.climate.fields import CHANNELS, FOUR  # noqa: E402
 from exafield.climate.generate import Generation, generate  # noqa: E402
@@ -21,11 +26,12 @@ from exafield.climate.problem import ClimateProblem  # noqa: E402
 from exafield.climate.snapshot import SnapshotError  # noqa: E402
 from exafield.climate.tiramisu import Tiramisu  # noqa: E402
 from exafield.engine.local import SerialEngine  # noqa: E402
+from exafield.job import carry_out  # noqa: E402
 from exafield.optim import AdamW  # noqa: E402
 from exafield.problem import Prepared, Problem  # noqa: E402
 from exafield.question import Climate, Weather  # noqa: E402
 from exafield.report import Report  # noqa: E402
-from exafield.run import Run, RunError, Training  # noqa: E402
+from exafield.run import Record, Run, RunError, Training  # noqa: E402
 from exafield.trainer import Trainer  # noqa: E402
 from exafield.world import World  # noqa: E402
 
@@ -210,3 +216,50 @@ def test_a_network_that_cannot_be(tmp_path: Path) -> None:
     run = Run(problem=Climate(network="tiramisu:kernel=4"), training=Training(steps=1))
     with pytest.raises(RunError, match="kernel odd"):
         assembly.complete(run)
+
+
+def test_a_run_goes_on_with_its_own_channels_and_network(folder: Path, tmp_path: Path, cache: Path) -> None:
+    question = Climate(data=Weather(snapshots=str(folder), channels="four"), network="tiramisu:width=0.1")
+    record = Record(folder=str(tmp_path / "run"))
+
+    def train(question: Climate, steps: int, resume: Path | None = None) -> Path:
+        run = Run(problem=question, training=Training(steps=steps, batch_size=1), record=record)
+        return carry_out(run, resume=resume, say=said.append).folder
+
+    said: list[str] = []
+    path = train(question, 1)
+    settings = (path / "run.yaml").read_bytes()
+    for other, text in (
+        (
+            replace(question, data=replace(question.data, channels="all")),
+            r"channels is now TMQ,U850,V850,UBOT,.* leave",
+        ),
+        (replace(question, network="tiramisu:width=0.2"), r"network is now tiramisu:width=0\.2,.*width=0\.1"),
+        (replace(question, scaling="range"), "scaling is now range, and what was learnt there is for standard"),
+    ):
+        with pytest.raises(RunError, match=text):
+            train(other, 2, path)
+    assert (path / "run.yaml").read_bytes() == settings
+    assert (path / "result.json").exists()
+    # The same channels by other words.
+    train(replace(question, data=replace(question.data, channels="TMQ,U850,V850,PSL")), 2, path)
+    assert json.loads((path / "result.json").read_text())["steps"] == 2
+
+
+def test_a_training_on_files_that_cannot_be_read_leaves_no_run(folder: Path, tmp_path: Path, cache: Path) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    first = min((tmp_path / "data" / "train").glob("*.h5"))
+    first.write_bytes(first.read_bytes()[:3000])
+    # As a user does: the types that tests check look at the source, too.
+    words = ("train", "climate", "--snapshots", str(tmp_path / "data"), "--steps", "1", "--batch-size", "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "exafield", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == FAILED
+    assert re.fullmatch(r"exafield: .*\.h5 seems damaged or incomplete \(3000 of \d+ bytes\): .*\n", done.stderr), done
+    assert not (tmp_path / "runs").exists()

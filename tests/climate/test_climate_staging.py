@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def each_draws_its_own(world: World, root: str) -> None:
     assert [f.name for f in staged.files] == [names[n] for n in drawn]
     for file in staged.files:
         assert file.read_bytes() == (Path(shared) / file.name).read_bytes()
-    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+    assert not [name for name in os.listdir(folder) if name.startswith(".staging")]
     if world.rank == 0:
         print("\n".join(staged.lines()))
         first, second, third = (set(draw(13, 8, rank, 4, seed=5)) for rank in range(3))
@@ -103,18 +104,18 @@ def test_a_read_that_hangs_and_a_reader_that_dies_are_repeated(tmp_path: Path) -
     opened = Counter((tmp_path / "log").read_text().split())
     assert opened == {"hangs-once.h5": 2, "dies.h5": 2, "plain-0.h5": 1, "plain-1.h5": 1, "plain-2.h5": 1}
     assert (staged.wanted, staged.reads, staged.moved_bytes) == (5, 7, 0)
-    assert len(os.listdir(tmp_path / "local")) == 5
+    assert len(list((tmp_path / "local").glob("*.h5"))) == 5
 
 
 def a_file_is_bad(world: World, root: str) -> None:
     where = f"{root}/local{world.rank}"
     with pytest.raises(StagingError, match=r"bad\.h5: the disk is made of cheese.*on_error='skip'"):
         stage(world, f"{root}/shared", where, convert=Logged(f"{root}/log"), retries=1, readers=1)
-    assert not any(name.startswith(".") for name in os.listdir(where))
+    assert not any(name.startswith(".staging") for name in os.listdir(where))
     staged = stage(world, f"{root}/shared", where, convert=Logged(f"{root}/log"), retries=0, readers=1, on_error="skip")
     assert [reason for _, reason in staged.skipped] == [f"{root}/shared/bad.h5: the disk is made of cheese"]
-    assert sorted(f.name for f in staged.files) == ["a.h5", "c.h5"] == sorted(os.listdir(where))
-    assert "1 files left out" in staged.lines()[-1]
+    assert sorted(f.name for f in staged.files) == ["a.h5", "c.h5"] == sorted(f.name for f in Path(where).glob("*.h5"))
+    assert "1 file left out" in staged.lines()[-1]
     # A folder that one rank cannot use.
     if world.rank == 1:
         Path(f"{root}/occupied").touch()
@@ -133,6 +134,52 @@ def a_file_is_bad(world: World, root: str) -> None:
 def test_what_cannot_be_read_or_stored_is_named_on_all_ranks(tmp_path: Path) -> None:
     _files(tmp_path / "shared", ["a", "bad", "c"])
     run_ranks(2, a_file_is_bad, str(tmp_path))
+
+
+def staged_again(world: World, root: str) -> None:
+    # Ranks 0 and 1 share a folder; rank 2 has its own.
+    folder = Path(f"{root}/node{max(world.rank, 1)}")
+
+    def again(**more: Any) -> tuple[tuple[int, int, int], list[str]]:
+        given: dict[str, Any] = {"per_rank": 3, "convert": Logged(f"{root}/log"), "readers": 1} | more
+        staged = stage(world, f"{root}/shared", folder, **given)
+        for file in staged.files:
+            assert file.read_bytes() == (Path(root) / "shared" / file.name).read_bytes()
+        return (staged.copies, staged.kept, staged.reads), staged.lines()
+
+    (copies, kept, reads), _ = again()
+    assert (kept, reads > 0) == (0, True)
+    found, said = again()
+    assert found == (copies, copies, 0)
+    assert f"copies, {copies} there before, in" in said[0]
+    assert "0.0 MiB read, 0.0 moved" in said[2]
+    # Of another conversion, or changed since at the source: all, or that one, anew.
+    assert again(convert=Logged(f"{root}/other"))[0] == (copies, 0, reads)
+    world.barrier()
+    name = sorted(set(os.listdir(folder)) & set(os.listdir(f"{root}/shared")))[0]
+    if world.rank == 2:
+        data = bytearray((folder / name).read_bytes())
+        data[10] ^= 1
+        (folder / name).write_bytes(data)  # of the same length
+        with open(folder / ".staged-2.jsonl", "a") as file:
+            file.write('["cut sho')
+    world.barrier()
+    assert again(convert=Logged(f"{root}/other"))[0] == (copies, copies - 1, 1)
+    world.barrier()
+    if world.rank == 0:
+        for path in Path(root, "shared").iterdir():
+            os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    world.barrier()
+    assert again(convert=Logged(f"{root}/other"))[0] == (copies, 0, reads)
+    # More of them: only those that are missing.
+    (more, kept, read), _ = again(convert=Logged(f"{root}/other"), per_rank=None)
+    assert (more, kept) == (14, copies)
+    assert 0 < read <= 7
+
+
+def test_what_is_staged_already_stays(tmp_path: Path) -> None:
+    _files(tmp_path / "shared", [f"plain-{n}" for n in range(7)])
+    run_ranks(3, staged_again, str(tmp_path), nodes="aab")
 
 
 def a_rank_dies(world: World, root: str) -> None:

@@ -20,11 +20,12 @@ import h5py  # noqa: E402
 import xarray as xr  # noqa: E402
 
 from climate_made import dataset, days, made, published  # noqa: E402
+from exafield.climate.columns import Column, read_table, write_table  # noqa: E402
 from exafield.climate.fields import CHANNELS, FOUR  # noqa: E402
 from exafield.climate.normalisation import Statistics  # noqa: E402
 from exafield.climate.reading import open_snapshots  # noqa: E402
 from exafield.climate.snapshot import Axes, SnapshotError  # noqa: E402
-from exafield.climate.writing import Column, MaskWriter, origin, read_table, write_table  # noqa: E402
+from exafield.climate.writing import MaskWriter, origin  # noqa: E402
 from exafield.store import StoreError  # noqa: E402
 
 # North to south, from -180, and the first column again: all that has to be restored.
@@ -82,7 +83,7 @@ def test_a_run_is_gone_on_with(tmp_path: Path, suffix: str) -> None:
     first.write(0, truth[0])
     first.write(3, truth[3])
     first.skip(4, "file.nc: damaged")
-    with pytest.raises(StoreError, match=r"3 of 6 masks are missing, the first is that of 2115-02-28T03:00:00"):
+    with pytest.raises(StoreError, match=r"3 of 6 masks missing, the first is that of 2115-02-28T03:00:00"):
         first.finish()
     with pytest.raises(StoreError, match=r"was made otherwise \(model\)"):
         MaskWriter(path, AXES, NOLEAP, {"model": "other"})
@@ -110,7 +111,7 @@ def test_a_run_is_gone_on_with(tmp_path: Path, suffix: str) -> None:
 
 def test_masks_that_are_none(tmp_path: Path) -> None:
     writer = MaskWriter(tmp_path / "m.nc", AXES, days(2), {})
-    with pytest.raises(SnapshotError, match="labels are none of 0 background"):
+    with pytest.raises(SnapshotError, match=r"labels are none of 0 background"):
         writer.write(0, np.full(AXES.grid.shape, 3, np.uint8))
     with pytest.raises(ValueError, match=r"has shape \(9, 13\), the grid has \(9, 12\)"):
         writer.write(0, np.zeros((9, 13), np.uint8))

@@ -26,10 +26,12 @@ from exafield.climate.masks import How, OnError, present
 from exafield.climate.reading import Snapshots, find_files, open_snapshots
 from exafield.climate.segmenter import Segmenter, spacing
 from exafield.climate.snapshot import Snapshot, SnapshotError
+from exafield.climate.summary import Summary
 from exafield.climate.targets import encode_times
 from exafield.climate.writing import MaskWriter, origin
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
+from exafield.suggestion import counted
 
 Paths = str | Path | Sequence[str | Path]
 Say = Callable[[str], None]
@@ -40,45 +42,6 @@ _TELL = 30.0
 # Ratio of the spacings of two grids up to which a network trained on one may be trusted on the other, our choice:
 # storms then have about the size in pixels that it knows.
 _ALIKE = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What came of making masks.
-
-    Args:
-        path: of the file.
-        snapshots: in the files that could be used.
-        masks: in the file; less than snapshots where some could not be read.
-        made: masks made this time, the others were there before.
-        skipped: snapshots that could not be read this time, and why.
-        skipped_files: files that could not be used, and why.
-        filled: snapshots of this time in which missing values were filled in.
-        seconds: wall time.
-    """
-
-    path: Path
-    snapshots: int
-    masks: int
-    made: int
-    skipped: tuple[str, ...]
-    skipped_files: tuple[str, ...]
-    filled: int
-    seconds: float
-
-    def lines(self) -> list[str]:
-        """The report."""
-        each = f", {self.seconds / self.made:.2f} s each" if self.made else ""
-        before = f", {self.masks - self.made} were there before" if self.masks > self.made else ""
-        said = [f"{self.path}: {self.masks} masks, {self.made} made now in {self.seconds:.1f} s{each}{before}"]
-        if lost := self.snapshots - self.masks:
-            first = f", the first: {self.skipped[0]}" if self.skipped else ""
-            said.append(f"{lost} of {self.snapshots} snapshots left out{first}")
-        if self.skipped_files:
-            said.append(f"{len(self.skipped_files)} files left out, the first: {self.skipped_files[0]}")
-        if self.filled:
-            said.append(f"missing values were filled in in {self.filled} snapshots")
-        return said
 
 
 @lru_cache(maxsize=1)
@@ -277,16 +240,19 @@ class _Job:
         total = len(self.order)
         missing = set(self.writer.missing())
         before = total - len(missing)
-        self.say(f"{total} snapshots, {self.snapshots.axes}" + (f"; {before} are done already" if before else ""))
+        kept = f"; {before} done already" if before else ""
+        self.say(f"{counted(total, 'snapshot')}, {self.snapshots.axes}{kept}")
         try:
             if missing:
                 self._map(make, engine, missing)
         except BaseException:
             if done := total - len(self.writer.missing()):
-                self.say(f"stopped with {done} of {total} masks done, which are kept: the same again goes on from here")
+                masks = counted(total, "mask")
+                self.say(f"stopped with {done} of {masks} done, which are kept: the same again goes on from here")
             raise
         if len(self.unread) == total:
-            raise SnapshotError(f"none of {total} snapshots can be read; the first: {next(iter(self.unread.values()))}")
+            snapshots = counted(total, "snapshot")
+            raise SnapshotError(f"none of {snapshots} can be read; the first: {next(iter(self.unread.values()))}")
         # Noted only now: a run that is gone on with tries them again.
         for index, reason in self.unread.items():
             self.writer.skip(index, reason)
@@ -304,7 +270,7 @@ class _Job:
                 self._take(index, result)
                 if time.monotonic() - told > _TELL:
                     told = time.monotonic()
-                    self.say(f"{len(done) + self.made} of {total} masks")
+                    self.say(f"{len(done) + self.made} of {counted(total, 'mask')}")
         finally:
             # At once, not when the traceback of an error is let go: workers of the engine may still be busy.
             if (close := getattr(results, "close", None)) is not None:

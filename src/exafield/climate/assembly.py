@@ -17,9 +17,9 @@ from exafield.climate.segmenter import Segmenter
 from exafield.engine import MapEngine
 from exafield.optim import Optimiser, Schedule
 from exafield.question import CLIMATE_LOSS, NETWORK, Climate, Weather
-from exafield.setting import RunError
+from exafield.setting import RunError, pairs
 from exafield.state import misfit
-from exafield.suggestion import unknown
+from exafield.suggestion import counted, unknown
 
 SAMPLES = "snapshots of the atmosphere"
 
@@ -54,12 +54,6 @@ def channels(text: str) -> tuple[str, ...]:
     return names
 
 
-def names(text: str) -> dict[str, str]:
-    """Channel to variable or unit, from CHANNEL=TEXT,CHANNEL=TEXT."""
-    pairs = (part.split("=") for part in filter(None, text.split(",")))
-    return {channel.strip(): variable.strip() for channel, variable in pairs}
-
-
 def generation(data: Weather) -> Generation | None:
     """What is generated; None where snapshots are given."""
     if data.snapshots != "synthetic":
@@ -72,6 +66,16 @@ def generation(data: Weather) -> Generation | None:
         test=data.test,
         seed=data.weather_seed,
     )
+
+
+def learnt(question: Climate) -> dict[str, object]:
+    """What a checkpoint depends on.
+
+    Raises:
+        RunError: there is no such channel.
+    """
+    names = ",".join(channels(question.data.channels))
+    return {"channels": names, "network": question.network, "scaling": question.scaling}
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ def problem(question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed
     if given is None and not Path(data.snapshots).is_dir():
         raise RunError(f"problem.data: snapshots: there is no folder {data.snapshots!r}, and it is not 'synthetic'")
     return ClimateProblem(
-        given if given is not None else Parts(data.snapshots, wanted, names(data.names), names(data.units)),
+        given
+        if given is not None
+        else Parts(data.snapshots, wanted, pairs("names", data.names), pairs("units", data.units)),
         data.store,
         channels=wanted,
         network=MakeNetwork(question.network),
@@ -156,7 +162,8 @@ def segmenter(question: Climate, state: Mapping[str, Tensor]) -> Segmenter:
         first, *others = text.split("; ")
         more = f"; and {len(others)} more like that" if others else ""
         raise ValueError(
-            f"the settings are those of another network ({question.network}, {len(wanted)} channels): {first}{more}"
+            f"the settings are those of another network ({question.network}, {counted(len(wanted), 'channel')}): "
+            f"{first}{more}"
         )
     made.load_state_dict(state)
     return made.eval()

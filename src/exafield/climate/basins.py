@@ -18,6 +18,8 @@ NAMES = (
     "North Atlantic", "eastern Pacific", "western Pacific", "North Indian", "South Indian", "South Pacific",
     "South Atlantic",
 )  # fmt: skip
+#: Both, to be written below a table.
+LEGEND = "basins: " + ", ".join(f"{code} {name}" for code, name in zip(BASINS, NAMES, strict=True))
 _NA, _EP, _WP, _NI, _SI, _SP, _SA = range(7)
 
 # The divide of the Americas, read off an atlas to half a degree: degrees north and east.

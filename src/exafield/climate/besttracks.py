@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from exafield.climate import clock
 from exafield.climate.grid import distance
 from exafield.climate.heuristics.cyclones import Centre
+from exafield.climate.layouts import damage
 from exafield.climate.snapshot import Time
 from exafield.climate.tracking import Track
 from exafield.requirement import require
@@ -106,7 +107,7 @@ def read_ibtracs(path: str | Path) -> list[Course]:
     try:
         data = xarray.open_dataset(path)
     except (OSError, ValueError) as error:
-        raise TrackFileError(f"{path} cannot be read as NetCDF: {error}") from error
+        raise TrackFileError(f"{path} {damage(path, error) or f'cannot be read as NetCDF: {error}'}") from error
     with data:
         missing = [name for name in ("sid", "name", "lat", "lon", "time") if name not in data.variables]
         if missing:

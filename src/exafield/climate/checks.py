@@ -9,6 +9,7 @@ from scipy import ndimage
 from exafield.climate.fields import CHANNELS, CLASSES
 from exafield.climate.snapshot import Axes, SnapshotError
 from exafield.climate.units import conversion, likely
+from exafield.suggestion import counted
 
 # Share of the plausible range by which a value may exceed it, our choice: packing into 16 bits rounds.
 _SLACK = 0.01
@@ -100,7 +101,7 @@ def labels_of(values: NDArray[Any], axes: Axes) -> NDArray[np.uint8]:
         row, column = (int(x) for x in np.argwhere(bad)[0])
         meanings = ", ".join(f"{number} {name}" for number, name in enumerate(CLASSES))
         raise SnapshotError(
-            f"{int(bad.sum())} labels are none of {meanings}: the first is {values[row, column]} at "
-            f"{axes.grid.latitude[row]:g} N, {axes.grid.longitude[column]:g} E"
+            f"{counted(int(bad.sum()), 'label is', 'labels are')} none of {meanings}: "
+            f"the first is {values[row, column]} at {axes.grid.latitude[row]:g} N, {axes.grid.longitude[column]:g} E"
         )
     return values.astype(np.uint8)

@@ -39,3 +39,8 @@ def text(time: Time) -> str:
     if isinstance(time, np.datetime64):
         return str(time.astype("datetime64[s]"))
     return str(time.isoformat())[:19]
+
+
+def title(time: Time) -> str:
+    """To the minute, to stand above a picture."""
+    return f"{text(time)[:16].replace('T', ' ')} UTC"

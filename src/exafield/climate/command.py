@@ -10,12 +10,13 @@ import numpy as np
 import tyro
 
 from exafield.climate import clock
+from exafield.climate.advice import as_flags
 from exafield.climate.fields import CHANNELS
-from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate, as_flags
-from exafield.climate.masks import MEASURES, Fields, Masks, moment, present, turned
+from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
+from exafield.climate.masks import MEASURES, Fields, Masks, moment, present, turn
 from exafield.climate.snapshot import SnapshotError
 from exafield.setting import RunError
-from exafield.suggestion import unknown
+from exafield.suggestion import counted, unknown
 
 FAILED, USAGE = 1, 2
 # Seconds between lines about how far it is; our choice.
@@ -55,10 +56,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else USAGE
     if argv[0] not in commands:
         raise RunError(unknown("command", f"climate {argv[0]}", [f"climate {name}" for name in commands]))
-    try:
-        return commands[argv[0]](list(argv[1:]))
-    except SnapshotError as error:
-        raise SnapshotError(as_flags(str(error))) from error
+    return commands[argv[0]](list(argv[1:]))
 
 
 _Arguments = TypeVar("_Arguments")
@@ -122,14 +120,15 @@ def _show(argv: list[str]) -> int:
             at = [number for number, one in enumerate(masks.times) if moment(one) == moment(snapshot.time)]
             if not at:
                 raise RunError(f"{arguments.masks} has no mask of {clock.text(snapshot.time)}")
-            mask = turned(masks[at[0]], masks.grid, snapshot.grid)
-            if mask is None:
+            first = turn(masks.grid, snapshot.grid)
+            if first is None:
                 raise SnapshotError(
                     f"{masks.locate(at[0])} is on another grid than the fields: interpolate one of them"
                 )
+            mask = np.roll(masks[at[0]], -first, -1)
         shown = {unit(name): snapshot[name] * SHOWN.get(name, (1.0, ""))[0] for name in fields}
         _folder(arguments.out.parent)
-        plots.panels(arguments.out, shown, snapshot.grid, mask, title=clock.text(snapshot.time).replace("T", " "))
+        plots.panels(arguments.out, shown, snapshot.grid, mask, title=clock.title(snapshot.time))
     print(arguments.out)
     return 0
 
@@ -169,7 +168,7 @@ def _simulate(argv: list[str]) -> int:
         )
     except ValueError as error:
         raise RunError(str(error)) from error
-    print(f"{arguments.folder}: {made} snapshots made in {time.monotonic() - began:.1f} s")
+    print(f"{arguments.folder}: {counted(made, 'snapshot')} made in {time.monotonic() - began:.1f} s")
     return 0
 
 

@@ -18,6 +18,7 @@ from exafield.climate.names import LABEL_NAMES
 from exafield.climate.reading import find_files
 from exafield.climate.snapshot import Axes, Time
 from exafield.climate.units import conversion
+from exafield.suggestion import counted
 
 _INDENT = " " * 12
 
@@ -203,10 +204,10 @@ def _lines(group: _Alike, seen: _Seen, looked: int, how: How) -> Iterator[str]:
         part = seen.classes / max(int(seen.classes.sum()), 1)
         shares = ", ".join(f"{name} {share:.2%}" for name, share in zip(CLASSES, part, strict=True))
         several = f", {seen.versions} versions" if seen.versions > 1 else ""
-        yield f"  labels    in {seen.labelled} of {looked} snapshots{several}; of the cells: {shares}"
+        yield f"  labels    in {seen.labelled} of {counted(looked, 'snapshot')}{several}; of the cells: {shares}"
     else:
         yield "  labels    none"
-    of = f"in the {looked} of {len(group.places)} snapshots that were looked at"
+    of = f"in {looked} of {counted(len(group.places), 'snapshot')}, which {'was' if looked == 1 else 'were'} looked at"
     if not seen.problems:
         yield f"  problems  none {of}"
         return

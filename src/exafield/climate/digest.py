@@ -7,6 +7,7 @@ from exafield.climate.clock import SEASONS
 from exafield.climate.fields import CLASSES, CYCLONE, RIVER
 from exafield.climate.masks import Fields, Masks, nowhere
 from exafield.climate.study import Study
+from exafield.suggestion import counted
 
 # By what is measured: the fields that it takes, one set or another.
 _NEEDS = {
@@ -22,7 +23,7 @@ def digest(study: Study, masks: Masks, fields: Fields | None, taken: int) -> Ite
     """Lines: what was gone through, what it was measured by, and tables of counts and shares."""
     size = " x ".join(map(str, masks.grid.shape))
     first, last = clock.text(masks.times[0]), clock.text(masks.times[-1])
-    yield f"{taken} of {len(masks)} snapshots, {first} to {last}, {size} cells"
+    yield f"{taken} of {counted(len(masks), 'snapshot')}, {first} to {last}, {size} cells"
     for kind in (CYCLONE, RIVER):
         followed, lasting = study.followed[kind], study.lasting[kind]
         enough = "" if lasting == followed else f", {lasting} of which last long enough to count"
@@ -55,3 +56,6 @@ def digest(study: Study, masks: Masks, fields: Fields | None, taken: int) -> Ite
         yield f"{'share of precipitation in':{_WIDTH}s}" + "".join(f"{row.basin:>7s}" for row in shares)
         for kind, name in ((CYCLONE, "cyclone_share"), (RIVER, "river_share")):
             yield f"{CLASSES[kind]:{_WIDTH}s}" + "".join(f"{getattr(row, name):7.1%}" for row in shares)
+    if rows or shares:
+        yield ""
+        yield basins.LEGEND

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from exafield.channel import Channel, gather_json
-from exafield.climate.conversion import Conversion
+from exafield.climate.advice import Advised
+from exafield.climate.ledger import Ledger
 from exafield.climate.readers import Answer, Readers
 from exafield.world import World
 
 
-class StagingError(RuntimeError):
+class StagingError(Advised, RuntimeError):
     """Files could not be staged; says which, or which rank was lost."""
 
 
@@ -63,13 +64,14 @@ class Exchange:
         world: World,
         files: Sequence[str],
         plan: Sequence[Transfer],
-        convert: Conversion,
+        names: Sequence[str],
         folder: Path,
         scratch: Path,
+        ledger: Ledger,
         skip: bool,
     ) -> None:
-        self.world, self.files, self.convert = world, files, convert
-        self.folder, self.scratch, self.skip = folder, scratch, skip
+        self.world, self.files, self.names = world, files, names
+        self.folder, self.scratch, self.ledger, self.skip = folder, scratch, ledger, skip
         self.plan = {transfer.file: transfer for transfer in plan}
         self.own = [transfer.file for transfer in plan if transfer.owner == world.rank]
         owned = [0] * world.size
@@ -146,7 +148,7 @@ class Exchange:
             try:
                 buffer[:length].numpy().tofile(path)
             except OSError as error:
-                trouble = f"rank {self.world.rank}: cannot store {self.convert.name(self.files[number])}: {error}"
+                trouble = f"rank {self.world.rank}: cannot store {self.names[number]}: {error}"
             else:
                 trouble = self._stored(number, length, path) or trouble
         channel.settle(0)
@@ -157,8 +159,9 @@ class Exchange:
         return self.world.rank in transfer.receivers and transfer.owner != self.world.rank
 
     def _stored(self, file: int, size: int, path: Path) -> str | None:
-        name = self.convert.name(self.files[file])
+        name = self.names[file]
         try:
+            self.ledger.add(file, path)
             path.replace(self.folder / name)
         except OSError as error:
             return f"rank {self.world.rank}: cannot store {name} in {self.folder}: {error}"

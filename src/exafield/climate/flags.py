@@ -1,7 +1,5 @@
-"""What the commands on climate files take, and how advice of the library is spelled as their options."""
+"""What the commands on climate files take."""
 
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,41 +9,20 @@ import tyro
 
 from exafield.climate.fields import CHANNELS
 from exafield.climate.masks import How, OnError
-from exafield.setting import RunError
+from exafield.setting import RunError, pairs
 from exafield.suggestion import unknown
 
-# What messages of the library advise, and how it is said on the command line.
-_PAIR = re.compile(r"(names|units)=\{'(\w+)': '(\w[^']*)'\}")
-_SPELLED = (
-    (r"fill='nearest'", "--fill"),
-    (r"plausible=False", "--implausible"),
-    (r"cyclones=False", "--rivers-only"),
-    (r"on_error=.skip.", "--on-error skip"),
-)
 
-
-def as_flags(text: str) -> str:
-    """A message in which what it advises is spelled as options of the command."""
-    text = _PAIR.sub(lambda found: f"--{found[1]} {shlex.quote(f'{found[2]}={found[3]}')}", text)
-    for pattern, flag in _SPELLED:
-        text = re.sub(pattern, flag, text)
-    return text
-
-
-def pairs(flag: str, given: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE as a mapping.
+def channel_pairs(flag: str, given: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """CHANNEL=VALUE as a mapping.
 
     Raises:
         RunError: one is written otherwise, or names no channel.
     """
-    result = {}
-    for text in (part for whole in given for part in whole.split(",")):
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise RunError(f"{flag} {text}: it is to be CHANNEL=VALUE, with commas or blanks between several")
+    result = pairs(flag, ",".join(given))
+    for name, value in result.items():
         if name not in known:
-            raise RunError(f"{flag} {text}: {unknown('channel', name, known)}")
-        result[name] = value
+            raise RunError(f"{flag} {name}={value}: {unknown('channel', name, known)}")
     return result
 
 
@@ -69,7 +46,7 @@ class Reading:
         """As the readers take it."""
         known = [*CHANNELS, "IVT", *channels]
         return How(
-            pairs("--names", self.names, known), pairs("--units", self.units, known),
+            channel_pairs("--names", self.names, known), channel_pairs("--units", self.units, known),
             "nearest" if self.fill else None, not self.implausible,
         )  # fmt: skip
 

@@ -166,14 +166,14 @@ def series(
     # Parts of a data set are of no meaning here; what a snapshot depends on is.
     weather = Generation(latitudes=latitudes, longitudes=longitudes, train=1, validation=1, test=1, seed=seed)
     folder = Path(folder)
+    times = [start.astype("datetime64[h]") + np.timedelta64(hours * step, "h") for step in range(count)]
+    tasks = [(str(folder.absolute() / file_name(time)), str(time), weather) for time in times]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
-    times = [start.astype("datetime64[h]") + np.timedelta64(hours * step, "h") for step in range(count)]
     with locked(folder):
         _claim(folder, weather)
-        tasks = [(str(folder.absolute() / file_name(time)), str(time), weather) for time in times]
         done = {index for index, task in enumerate(tasks) if Path(task[0]).exists()}
         for _ in (engine or ProcessEngine()).map(make, tasks, done=done):
             pass

@@ -12,11 +12,12 @@ from exafield.climate.fields import BACKGROUND, CHANNELS, RIVER
 from exafield.climate.heuristics import VARIANTS, cyclones, label, rivers
 from exafield.climate.masks import How, OnError, present
 from exafield.climate.snapshot import Snapshot, SnapshotError
+from exafield.climate.summary import Summary
 from exafield.engine import MapEngine
 from exafield.suggestion import unknown
 
 if TYPE_CHECKING:
-    from exafield.climate.apply import Paths, Summary
+    from exafield.climate.apply import Paths
 
 _CYCLONES = ("U850", "V850", "PSL", "T200", "T500", "TMQ", "PRECT")
 _TRANSPORT = ("U850", "V850", "QREFHT")
@@ -88,7 +89,7 @@ def label_files(
     how: How | None = None,
     on_error: OnError = "stop",
     say: Callable[[str], None] = lambda text: None,
-) -> "Summary":
+) -> Summary:
     """Masks of all snapshots by the heuristics; for the other arguments, and errors, see :mod:`exafield.climate.apply`.
 
     Every snapshot is judged by itself. Of what the rules only heed, such as the wind near the ground, they get what

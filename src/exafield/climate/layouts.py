@@ -93,18 +93,38 @@ def open_reader(path: Path | str, names: Mapping[str, str]) -> Reader:
         raise SnapshotError(f"{path} is a folder, but no Zarr store: give the files in it")
     with open(path, "rb") as file:
         head = file.read(8)
-    if head[:4] in (b"CDF\x01", b"CDF\x02"):
-        return DatasetReader(path, "scipy", names)
+    classic = head[:4] in (b"CDF\x01", b"CDF\x02")
     for magic, what in _OTHERS.items():
         if head.startswith(magic):
             raise SnapshotError(f"{path} is {what}")
     # The mark of HDF5 stands at 0, or at 512, 1024 ... after a block of the user's own.
-    if require("h5py", extra="climate").is_hdf5(path):
-        return GroupReader(path) if is_group(path) else DatasetReader(path, "h5netcdf", names)
-    size = path.stat().st_size
+    try:
+        if classic or require("h5py", extra="climate").is_hdf5(path):
+            if not classic and is_group(path):
+                return GroupReader(path)
+            return DatasetReader(path, "scipy" if classic else "h5netcdf", names)
+    except Exception as error:
+        if said := damage(path, error):
+            raise SnapshotError(f"{path} {said}") from error
+        raise
     if head.startswith(b"\x89HDF"):
-        raise SnapshotError(f"{path} begins like HDF5 but is damaged or cut off ({size} bytes): copy it again")
+        raise SnapshotError(f"{path} {damage(path)}")
+    size = path.stat().st_size
     raise SnapshotError(f"{path} ({size} bytes) is neither NetCDF, HDF5 nor Zarr: leave it out, or copy it again")
+
+
+def damage(path: Path | str, error: BaseException | None = None) -> str | None:
+    """What is to be said of a damaged file; None if the error of a library is about something else.
+
+    Libraries speak of offsets in blocks, or stumble over what is not there.
+    """
+    stumbled = type(error) in (OSError, RuntimeError, IndexError) and getattr(error, "errno", None) is None
+    if error is not None and not stumbled and "cannot reshape array of size" not in str(error):
+        return None
+    size = Path(path).stat().st_size if Path(path).is_file() else None
+    told = re.search(r"stored_eof = (\d+)", str(error))
+    there = "" if size is None else f" ({size} of {told[1]} bytes)" if told else f" ({size} bytes)"
+    return f"seems damaged or incomplete{there}: copy or make it again, or leave it out"
 
 
 def dated(name: str) -> Time:

@@ -13,6 +13,7 @@ from exafield.climate.grid import Grid
 from exafield.climate.layouts import calendar_of, open_reader, time_text
 from exafield.climate.reading import Snapshots, find_files, open_snapshots
 from exafield.climate.snapshot import TOLERANCE, SnapshotError, Time
+from exafield.suggestion import counted
 
 OnError = Literal["stop", "skip"]
 #: What events are measured by, in the order of `fields.CHANNELS`; IVT is none of those, but what reanalyses have.
@@ -103,17 +104,15 @@ def moment(time: Time) -> str:
     return time_text(rounded)[:16]
 
 
-def turned(mask: NDArray[np.uint8], theirs: Grid, mine: Grid) -> NDArray[np.uint8] | None:
-    """A mask on another grid, whose longitudes may begin elsewhere; None if that is not all that differs."""
+def turn(theirs: Grid, mine: Grid) -> int | None:
+    """Which column of theirs is my first, where longitudes begin elsewhere; None if that is not all that differs."""
     if theirs.shape != mine.shape or np.abs(theirs.latitude - mine.latitude).max() > TOLERANCE:
         return None
-    if np.abs(theirs.longitude - mine.longitude).max() <= TOLERANCE:
-        return mask
     # Distances round the globe from my first meridian to all of theirs.
     off = np.abs((theirs.longitude - mine.longitude[0] + 180) % 360 - 180)
     first = int(off.argmin())
     away = np.abs((np.roll(theirs.longitude, -first) - mine.longitude + 180) % 360 - 180)
-    return np.roll(mask, -first, -1) if away.max() <= TOLERANCE else None
+    return first if away.max() <= TOLERANCE else None
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Fields:
 
     Args:
         paths: as for `open_snapshots`.
-        grid: that the fields must be on.
+        grid: that the fields must be on; their longitudes may begin elsewhere.
         how: they are read.
         on_error: whether a file that cannot be opened is fatal.
         channels: that are of use.
@@ -181,6 +180,7 @@ class Fields:
     ) -> None:
         #: Files that could not be opened, and why.
         self.skipped: list[str] = []
+        self._grid = grid
         self._groups: list[tuple[Snapshots, dict[str, int]]] = []
         alike: dict[tuple[str, ...], list[str]] = {}
         reasons: dict[str, str] = {}
@@ -221,8 +221,9 @@ class Fields:
             missing = [time for time in times if moment(time) not in there]
             if missing:
                 raise SnapshotError(
-                    f"{channel} is missing at {len(missing)} of {len(times)} times of the masks, the first is "
-                    f"{time_text(missing[0])}; the fields are of {len(there)} times, {min(there)} to {max(there)}"
+                    f"{channel} is missing at {len(missing)} of {counted(len(times), 'time')} of the masks, the first "
+                    f"is {time_text(missing[0])}; the fields are of {counted(len(there), 'time')}, {min(there)} to "
+                    f"{max(there)}"
                 )
 
     def at(self, time: Time) -> dict[str, NDArray[np.float32]]:
@@ -235,7 +236,9 @@ class Fields:
         for snapshots, index in self._groups:
             if moment(time) in index and not set(snapshots.channels) <= set(values):
                 snapshot = snapshots[index[moment(time)]]
-                values = dict(zip(snapshot.channels, snapshot.values, strict=True)) | values
+                first = turn(snapshot.grid, self._grid)
+                assert first is not None  # which was looked at when they were opened
+                values = dict(zip(snapshot.channels, np.roll(snapshot.values, -first, -1), strict=True)) | values
         if missing := [channel for channel in self.channels if channel not in values]:
             raise SnapshotError(f"there is no {', '.join(missing)} at {time_text(time)}")
         return values
@@ -258,12 +261,16 @@ def _indexed(
     )  # fmt: skip
     skipped += map(str, snapshots.skipped)
     mine, theirs = snapshots.axes.grid, grid
-    for name, a, b in (("latitude", mine.latitude, theirs.latitude), ("longitude", mine.longitude, theirs.longitude)):
-        if a.shape != b.shape or not np.allclose(a, b, rtol=0, atol=TOLERANCE):
-            raise SnapshotError(
-                f"{snapshots.locate(0)} is on another grid than the masks: {name} has {a.size} values, {a[0]:g} to "
-                f"{a[-1]:g}, that of the masks {b.size}, {b[0]:g} to {b[-1]:g}: interpolate one of them"
-            )
+    if turn(mine, theirs) is None:
+        same = mine.latitude.shape == theirs.latitude.shape and np.allclose(
+            mine.latitude, theirs.latitude, rtol=0, atol=TOLERANCE
+        )
+        name = "longitude" if same else "latitude"
+        a, b = getattr(mine, name), getattr(theirs, name)
+        raise SnapshotError(
+            f"{snapshots.locate(0)} is on another grid than the masks: {name} has {a.size} values, {a[0]:g} to "
+            f"{a[-1]:g}, that of the masks {b.size}, {b[0]:g} to {b[-1]:g}: interpolate one of them"
+        )
     index: dict[str, int] = {}
     for place, time in enumerate(snapshots.times):
         if time is None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exafield.climate.fields import CLASSES
+from exafield.suggestion import counted
 from exafield.world import World
 
 
@@ -98,7 +99,7 @@ class Scores:
         return [
             f"{'':20s}    IoU  precision  recall       pixels",
             *(f"{name:20s}  {i:5.3f}  {p:9.3f}  {r:6.3f}  {n:11,d}" for name, i, p, r, n in rows),
-            f"{'mean, pooled':20s}  {self.mean_iou:5.3f}     over {self.samples} samples",
+            f"{'mean, pooled':20s}  {self.mean_iou:5.3f}     over {counted(self.samples, 'sample')}",
             f"{'mean over ranks':20s}  {self.per_rank:5.3f}     as in Kurth et al.",
             f"{'mean over samples':20s}  {self.per_sample:5.3f}     as in DeepCAM",
         ]

@@ -1,6 +1,8 @@
-"""Pictures of extreme weather: maps of events, tracks and frequencies, counts, shares of rain, and films."""
+"""Maps of extreme weather: fields, events, tracks and frequencies, and films of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.resources import files
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -9,38 +11,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exafield.climate import basins, clock
+from exafield.climate import clock
 from exafield.climate.besttracks import Course
-from exafield.climate.clock import SEASONS
 from exafield.climate.components import into_turn
 from exafield.climate.events import Event
 from exafield.climate.fields import CLASSES, CYCLONE, RIVER
 from exafield.climate.grid import Grid
 from exafield.climate.snapshot import Time
-from exafield.climate.statistics import Count, Share
 from exafield.climate.tracking import Track
+from exafield.suggestion import counted
 
-# Colours of Okabe and Ito, told apart with any eyesight: vermilion for cyclones, sky blue for rivers.
+# Colours of Okabe and Ito, told apart with any eyesight: vermilion for cyclones, blue for rivers.
 COLOURS = {CYCLONE: "#d55e00", RIVER: "#0072b2"}
+# Fields behind outlines of these colours: no shade is so dark that they, or coasts, would drown in it.
+_PALE = ("white", "0.45")
+# What blows either way: green and purple, with white at rest; told apart with any eyesight (ColorBrewer's PRGn).
+_WINDS, _EITHER_WAY = ("U850", "V850", "UBOT", "VBOT"), "PRGn"
+# Winds that dots in pictures of tracks are explained by [m/s]; our choice.
+_DOTS = (20.0, 60.0)
 _SMALL = 8
 
 
-def _coastlines() -> list[NDArray[np.float64]]:
-    """Lines [n, 2] of degrees east and north: those of cartopy, where it and its map data are here already.
-
-    It would download them by itself; a picture must not depend on that.
-    """
-    try:
-        from cartopy import config
-        from cartopy.io import shapereader
-    except ImportError:
-        return []
-    for root in (config["pre_existing_data_dir"], config["repo_data_dir"], config["data_dir"]):
-        file = Path(root) / "shapefiles/natural_earth/physical/ne_110m_coastline.shp"
-        if file.is_file():
-            shapes = shapereader.Reader(str(file)).geometries()
-            return [np.asarray(line.coords) for shape in shapes for line in getattr(shape, "geoms", [shape])]
-    return []
+@cache
+def coastlines() -> list[NDArray[np.float64]]:
+    """Lines [n, 2] of degrees east and north, good to some tenths of a degree; NOTICE says where they are from."""
+    text = files("exafield.climate").joinpath("coastlines.txt").read_text(encoding="utf-8")
+    return [np.array([pair.split(",") for pair in line.split()], np.float64) / 10.0 for line in text.splitlines()]
 
 
 def _figure(grid: Grid, width: float = 9.0, *, extra: float = 0.9) -> Any:
@@ -54,10 +50,12 @@ def _figure(grid: Grid, width: float = 9.0, *, extra: float = 0.9) -> Any:
 
 
 def _map(axes: Any, grid: Grid) -> None:
-    """Limits, ticks in degrees, and coasts where they are known."""
+    """Limits, ticks in degrees, and coasts."""
+    from matplotlib.collections import LineCollection
+
     north, east = grid.edges
-    for line in _coastlines():
-        _line(axes, line[:, 1], line[:, 0], grid, color="0.35", linewidth=0.5, zorder=2.5)
+    coasts = [np.stack(piece, -1) for line in coastlines() for piece in _pieces(line[:, 1], line[:, 0], grid)]
+    axes.add_collection(LineCollection(coasts, colors="0.1", linewidths=0.5, zorder=2.5), autolim=False)
     axes.set(xlim=(east[0], east[-1]), ylim=(north[0], north[-1]), aspect="equal")
     axes.xaxis.set_major_formatter(lambda value, _: _east(value))
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}°{'NS'[int(value < 0)] if value else ''}")
@@ -73,8 +71,8 @@ def _east(value: float) -> str:
     return f"{abs(turned):g}°{'EW'[int(turned < 0)]}"
 
 
-def _line(axes: Any, latitude: Any, longitude: Any, grid: Grid, **style: Any) -> None:
-    """A line over the globe; where it crosses the seam, it leaves on one side and comes in on the other."""
+def _pieces(latitude: Any, longitude: Any, grid: Grid) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Degrees east and north of a line over the globe; at the seam it leaves on one side and comes in on the other."""
     north = np.asarray(latitude, np.float64)
     east = into_turn(np.asarray(longitude, np.float64), grid)
     crossings = np.nonzero(np.abs(np.diff(east)) > 180.0)[0] + 1
@@ -84,7 +82,7 @@ def _line(axes: Any, latitude: Any, longitude: Any, grid: Grid, **style: Any) ->
             x, y = np.insert(x, 0, _beyond(east[start - 1], x[0])), np.insert(y, 0, north[start - 1])
         if end < north.size:
             x, y = np.append(x, _beyond(east[end], x[-1])), np.append(y, north[end])
-        axes.plot(x, y, **style)
+        yield x, y
 
 
 def _beyond(place: float, near: float) -> float:
@@ -107,14 +105,26 @@ def _outlines(axes: Any, mask: NDArray[Any], grid: Grid) -> None:
         if (mask == kind).any():
             of_kind = (mask == kind).astype(float)
             axes.contourf(longitude, grid.latitude, of_kind, levels=[0.5, 1.5], colors=[colour], alpha=0.25)
-            axes.contour(longitude, grid.latitude, of_kind, levels=[0.5], colors=[colour], linewidths=1.1)
+            for shade, width in (("white", 2.4), (colour, 1.2)):
+                axes.contour(longitude, grid.latitude, of_kind, levels=[0.5], colors=[shade], linewidths=width)
 
 
-def _legend(axes: Any, kinds: Iterable[int] = (CYCLONE, RIVER), *, best: bool = False) -> None:
+def _legend(
+    axes: Any,
+    kinds: Iterable[int] = (CYCLONE, RIVER),
+    *,
+    best: bool = False,
+    dots: Iterable[tuple[str, str, float]] = (),
+) -> None:
+    """What lines are, and dots, each with its text, colour and wind."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=COLOURS[kind], label=CLASSES[kind]) for kind in kinds]
     handles += [Line2D([], [], color="black", linestyle="--", label="best track")] if best else []
+    handles += [
+        Line2D([], [], color=colour, marker="o", markersize=_dot(wind), linestyle="", label=label)
+        for label, colour, wind in dots
+    ]
     axes.legend(handles=handles, fontsize=7, loc="lower left", framealpha=0.85)
 
 
@@ -127,11 +137,17 @@ def draw_snapshot(
     limits: tuple[float, float] | None = None,
     events: Sequence[Event] = (),
 ) -> Any:
-    """Draws classes over a field into axes; `snapshot` makes a picture of it. Returns what a colour bar is made for."""
+    """Draws classes over a field into axes; `snapshot` makes a picture of it. Returns what a colour bar is made for.
+
+    Limits that are alike on both sides of 0 give the colours of what blows either way.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
     shown = None
     if field is not None:
         low, high = limits or (float(np.nanmin(field)), float(np.nanpercentile(field, 99.8)))
-        shown = _field(axes, field, grid, cmap="Greys", vmin=low, vmax=high)
+        colours = _EITHER_WAY if low == -high < 0 else LinearSegmentedColormap.from_list("pale", _PALE)
+        shown = _field(axes, field, grid, cmap=colours, vmin=low, vmax=high)
     _outlines(axes, mask, grid)
     for event in events:
         if event.kind == CYCLONE:
@@ -201,8 +217,10 @@ def panels(
     figure.set_size_inches(width, height * len(fields) + 0.5)
     rows = figure.subplots(len(fields), 1, squeeze=False)[:, 0]
     for axes, (name, field) in zip(rows, fields.items(), strict=True):
-        shown = draw_snapshot(axes, np.zeros(grid.shape) if mask is None else mask, grid, field)
-        bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01, extend="max")
+        most = float(np.nanpercentile(np.abs(field), 99.8))
+        limits = (-most, most) if name.startswith(_WINDS) and most else None
+        shown = draw_snapshot(axes, np.zeros(grid.shape) if mask is None else mask, grid, field, limits=limits)
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01, extend="both" if limits else "max")
         bar.set_label(name, fontsize=7)
         bar.ax.tick_params(labelsize=7)
     if mask is not None:
@@ -214,7 +232,7 @@ def panels(
 def tracks(
     path: str | Path, followed: Sequence[Track], grid: Grid, best: Sequence[Course] = (), *, title: str = ""
 ) -> None:
-    """Ways of cyclones and rivers; a dot where each began, for cyclones the larger the stronger the wind.
+    """Ways of cyclones and rivers; a dot where each began, for cyclones the larger the stronger the wind at its peak.
 
     Args:
         path: of the picture.
@@ -226,81 +244,47 @@ def tracks(
     figure = _figure(grid)
     axes = figure.subplots()
     for storm in best:
-        _line(axes, storm.latitude, storm.longitude, grid, color="black", linewidth=1.0, linestyle="--")
+        for piece in _pieces(storm.latitude, storm.longitude, grid):
+            axes.plot(*piece, color="black", linewidth=1.0, linestyle="--")
+    measured = False
     for track in followed:
         north, east = ([getattr(event, name) for event in track.events] for name in ("latitude", "longitude"))
         colour = COLOURS[track.kind]
-        _line(axes, north, east, grid, color=colour, linewidth=1.0, alpha=0.8)
+        for piece in _pieces(north, east, grid):
+            axes.plot(*piece, color=colour, linewidth=1.0, alpha=0.8)
         wind = max(event.peak_wind for event in track.events)
-        size = 3.0 if track.kind != CYCLONE or np.isnan(wind) else float(np.clip(wind / 10.0, 2.0, 8.0))
+        size = _dot(wind if track.kind == CYCLONE else np.nan)
+        measured = measured or (track.kind == CYCLONE and not np.isnan(wind))
         axes.plot(into_turn(east[0], grid), north[0], "o", color=colour, markersize=size)
     _map(axes, grid)
-    _legend(axes, sorted({track.kind for track in followed}) or (CYCLONE, RIVER), best=bool(best))
-    axes.set_title(title or f"{len(followed)} tracks", fontsize=_SMALL)
+    dots = [("where it began", "0.4", np.nan)]
+    dots += [(f"cyclone of {wind:g} m/s at its peak", COLOURS[CYCLONE], wind) for wind in _DOTS if measured]
+    _legend(axes, sorted({track.kind for track in followed}) or (CYCLONE, RIVER), best=bool(best), dots=dots)
+    axes.set_title(title or counted(len(followed), "track"), fontsize=_SMALL)
     figure.savefig(path)
 
 
+def _dot(wind: float) -> float:
+    """Size of the dot where a track begins."""
+    return 3.0 if np.isnan(wind) else float(np.clip(wind / 8.0, 2.0, 9.0))
+
+
 def frequency(path: str | Path, maps: dict[str, NDArray[np.float64]], grid: Grid, *, title: str = "") -> None:
-    """How often each cell belongs to a class, one map for each entry."""
+    """How often each cell belongs to a class, one map for each entry; white is never."""
     figure = _figure(grid, extra=0.0)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, (height + 0.3) * len(maps) + 0.4)
     panels = figure.subplots(len(maps), 1, squeeze=False)[:, 0]
     for axes, (name, often) in zip(panels, maps.items(), strict=True):
         high = float(np.nanmax(often)) if np.isfinite(often).any() else 0.0
-        shown = _field(axes, 100.0 * often, grid, cmap="YlGnBu", vmin=0.0, vmax=100.0 * high or 1.0)
+        ever = np.where(often > 0, 100.0 * often, np.nan)
+        shown = _field(axes, ever, grid, cmap="viridis_r", vmin=0.0, vmax=100.0 * high or 1.0)
         _map(axes, grid)
         axes.set_title(name, fontsize=_SMALL)
         bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01)
         bar.set_label("% of snapshots", fontsize=7)
         bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path)
-
-
-def counts(path: str | Path, rows: Sequence[Count], *, title: str = "") -> None:
-    """Tracks by basin, a bar for each season, one panel for each class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 3.2), dpi=120, layout="constrained")
-    shades = ("#56b4e9", "#009e73", "#e69f00", "#999999")
-    for axes, kind in zip(figure.subplots(1, 2), (CYCLONE, RIVER), strict=True):
-        for i, season in enumerate(SEASONS):
-            height = [
-                sum(row.tracks for row in rows if (row.kind, row.season, row.basin) == (kind, season, basin))
-                for basin in basins.BASINS
-            ]
-            axes.bar(np.arange(len(height)) + 0.2 * i - 0.3, height, 0.2, label=season, color=shades[i])
-        axes.set_xticks(np.arange(len(basins.BASINS)), basins.BASINS)
-        axes.set_title(CLASSES[kind], fontsize=_SMALL)
-        axes.set_ylabel("tracks that began", fontsize=7)
-        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))  # also where there is none
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.tick_params(labelsize=7)
-    axes.legend(fontsize=7)
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path)
-
-
-def shares(path: str | Path, rows: Sequence[Share], *, title: str = "") -> None:
-    """Shares of precipitation by basin, beside the shares of the area that the same events cover."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 3.2), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    bars = (
-        ("cyclone_share", COLOURS[CYCLONE], "rain in cyclones"), ("cyclone_area", "#f0b890", "area of cyclones"),
-        ("river_share", COLOURS[RIVER], "rain in rivers"), ("river_area", "#99c6e0", "area of rivers"),
-    )  # fmt: skip
-    for i, (name, colour, label) in enumerate(bars):
-        height = [100.0 * getattr(row, name) for row in rows]
-        axes.bar(np.arange(len(rows)) + 0.2 * i - 0.3, height, 0.2, color=colour, label=label)
-    axes.set_xticks(np.arange(len(rows)), [row.basin for row in rows])
-    axes.set_ylabel("share of the basin [%]", fontsize=7)
-    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
-    axes.tick_params(labelsize=7)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=len(bars))
-    axes.set_title(title, fontsize=_SMALL)
     figure.savefig(path)
 
 
@@ -341,7 +325,7 @@ def film(
             bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01, extend="max")
             bar.set_label(unit, fontsize=7)
             bar.ax.tick_params(labelsize=7)
-        axes.set_title(clock.text(time).replace("T", " "), fontsize=_SMALL)
+        axes.set_title(clock.title(time), fontsize=_SMALL)
         _legend(axes)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=100)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from exafield.climate import checks
 from exafield.climate.fields import CHANNELS
-from exafield.climate.layouts import ZARR_MARKS, Reader, open_reader, time_text
+from exafield.climate.layouts import ZARR_MARKS, Reader, damage, open_reader, time_text
 from exafield.climate.snapshot import Axes, Snapshot, SnapshotError, Time
-from exafield.suggestion import unknown
+from exafield.suggestion import counted, unknown
 
 # Files held open, our choice: neighbouring snapshots often lie in one, and a shuffled order gains nothing from more.
 _OPEN = 4
@@ -141,7 +141,8 @@ class Snapshots:
         except LookupError as error:
             raise SnapshotError(f"{source}: {error.args[0] if error.args else error}") from error
         except Exception as error:  # readers of damaged files raise whatever they stumble over
-            raise SnapshotError(f"{source}: cannot be read ({error}): the file is damaged or cut off?") from error
+            said = damage(path, error) or f"cannot be read ({error}): the file is damaged or incomplete?"
+            raise SnapshotError(f"{source}: {said}") from error
 
     def __iter__(self) -> Iterator[Snapshot]:
         for index, (path, at, _) in enumerate(self._places):
@@ -288,7 +289,7 @@ def open_snapshots(
         places += [(path, at, time) for at, time in enumerate(times)]
     if first is None or not places:
         reasons = f"; the first: {skipped[0]}" if skipped else ": it holds no time" if files else ""
-        raise SnapshotError(f"none of {len(files)} files can be used{reasons}")
+        raise SnapshotError(f"none of {counted(len(files), 'file')} can be used{reasons}")
     return Snapshots(places, first[1], options, skipped, first[2])
 
 

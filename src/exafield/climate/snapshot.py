@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exafield.climate.advice import Advised
 from exafield.climate.grid import Grid
 
 #: A numpy.datetime64, or a date of cftime where the calendar of the model is none that numpy knows (CAM: no leap days).
@@ -16,7 +17,7 @@ Time = Any
 TOLERANCE = 1e-4
 
 
-class SnapshotError(RuntimeError):
+class SnapshotError(Advised, RuntimeError):
     """Climate data that cannot be read or is not what it should be; says which file, what and what to do."""
 
 

@@ -19,9 +19,11 @@ import numpy as np
 from exafield.climate.compact import Compact
 from exafield.climate.conversion import Conversion, Copy, Reading
 from exafield.climate.exchange import Exchange, StagingError, Transfer, transfers
+from exafield.climate.ledger import Ledger
 from exafield.climate.readers import Readers
 from exafield.climate.reading import find_files
 from exafield.climate.snapshot import SnapshotError
+from exafield.suggestion import counted
 from exafield.world import World
 
 __all__ = ["Compact", "Copy", "Staging", "StagingError", "Transfer", "draw", "stage", "transfers"]
@@ -56,7 +58,8 @@ class Staging:
         files: of this rank, in the order drawn.
         listed: files there are.
         wanted: files that at least one rank drew.
-        copies: files stored, over all places: so often the shared file system would be read if each read for itself.
+        copies: of files, over all places: so often the shared file system would be read if each read for itself.
+        kept: copies that were there, whole, from an earlier staging of the same files.
         reads: files read from the shared file system, repeated attempts included.
         read_bytes: sizes of the files read.
         moved_bytes: sent between ranks.
@@ -69,6 +72,7 @@ class Staging:
     listed: int
     wanted: int
     copies: int
+    kept: int
     reads: int
     read_bytes: int
     moved_bytes: int
@@ -78,7 +82,7 @@ class Staging:
 
     @property
     def reads_per_file(self) -> float:
-        """1.0 unless attempts were repeated."""
+        """1.0 unless attempts were repeated, or copies were there."""
         return self.reads / max(self.wanted, 1)
 
     @property
@@ -89,8 +93,9 @@ class Staging:
     def lines(self) -> list[str]:
         """The report."""
         mib = 2.0**20
+        copies = counted(self.copies, "copy", "copies") + (f", {self.kept} there before," if self.kept else "")
         said = [
-            f"staged {self.wanted} of {self.listed} files into {self.copies} copies in {self.seconds:.1f} s",
+            f"staged {self.wanted} of {counted(self.listed, 'file')} into {copies} in {self.seconds:.1f} s",
             f"reads per file {self.reads_per_file:.2f}, instead of {self.copies_per_file:.2f} without staging",
             (
                 f"{self.read_bytes / mib:.1f} MiB read, {self.moved_bytes / mib:.1f} moved between ranks, "
@@ -98,7 +103,7 @@ class Staging:
             ),
         ]
         if self.skipped:
-            said.append(f"{len(self.skipped)} files left out, the first: {self.skipped[0][1]}")
+            said.append(f"{counted(len(self.skipped), 'file')} left out, the first: {self.skipped[0][1]}")
         return said
 
 
@@ -116,6 +121,8 @@ def stage(
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Staging:
     """Brings each rank the files it drew. Collective.
+
+    What is there from an earlier staging of the same files stays, if its checksum is still what it was.
 
     Args:
         world: of real ranks, or a single one.
@@ -137,12 +144,19 @@ def stage(
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     began = time.monotonic()
     convert = convert or Copy()
-    files, sizes = _listed(world, paths, convert)
+    files, sizes, stamps = _listed(world, paths, convert)
     folder = Path(folder)
     places, wants = _agreed(world, files, folder, per_rank, seed, convert, on_error)
-    plan = transfers(wants, places)
+    names = [convert.name(file) for file in files]
+    origins = [
+        f"{file} {size} {stamp} {convert!r}" if stamp else ""
+        for file, size, stamp in zip(files, sizes, stamps, strict=True)
+    ]
+    ledger = Ledger(folder, world.rank, names, origins)
+    have = _there(world, ledger, places, wants)
+    plan = transfers([set(wanted) - have[place] for wanted, place in zip(wants, places, strict=True)], places)
     with tempfile.TemporaryDirectory(prefix=".staging-", dir=folder, ignore_cleanup_errors=True) as scratch:
-        staged = Exchange(world, files, plan, convert, folder, Path(scratch), on_error == "skip").run(
+        staged = Exchange(world, files, plan, names, folder, Path(scratch), ledger, on_error == "skip").run(
             Readers(Reading(convert), readers, timeout=timeout, retries=retries), timeout * (retries + 1) + _SLACK
         )
     counts = world.all_gather_objects(
@@ -157,11 +171,13 @@ def stage(
     )
     total = {key: sum(count[key] for count in counts) for key in counts[0]}
     lost = {file for file, _ in staged.skipped}
+    kept = sum(map(len, have.values()))
     return Staging(
-        tuple(folder / convert.name(files[file]) for file in wants[world.rank] if file not in lost),
+        tuple(folder / names[file] for file in wants[world.rank] if file not in lost),
         len(files),
-        len(plan),
-        total["copies"],
+        len({file for wanted in wants for file in wanted}),
+        total["copies"] + kept,
+        kept,
         total["reads"],
         total["read"],
         total["moved"],
@@ -171,8 +187,24 @@ def stage(
     )
 
 
-def _listed(world: World, paths: Any, convert: Conversion) -> tuple[list[str], list[int]]:
-    """Names and sizes of the files, as rank 0 sees them: one look at the shared file system, not one for each rank."""
+def _there(
+    world: World, ledger: Ledger, places: Sequence[tuple[int, str]], wants: Sequence[Sequence[int]]
+) -> dict[Any, set[int]]:
+    """For each place, what its ranks want and is there; they look through it together."""
+    mine = [rank for rank, place in enumerate(places) if place == places[world.rank]]
+    wanted = sorted({file for rank in mine for file in wants[rank]})
+    found = world.all_gather_objects(ledger.whole(wanted[mine.index(world.rank) :: len(mine)]))
+    have: dict[Any, set[int]] = {place: set() for place in places}
+    for place, files in zip(places, found, strict=True):
+        have[place].update(files)
+    return have
+
+
+def _listed(world: World, paths: Any, convert: Conversion) -> tuple[list[str], list[int], list[int]]:
+    """Names, sizes and times of change [ns; 0: not known] of the files, as rank 0 sees them.
+
+    That is one look at the shared file system, not one for each rank.
+    """
     said: dict[str, Any] = {}
     if world.rank == 0:
         try:
@@ -182,20 +214,22 @@ def _listed(world: World, paths: Any, convert: Conversion) -> tuple[list[str], l
                 other = taken.setdefault(convert.name(file), file)
                 if other != file:
                     raise SnapshotError(f"{other} and {file} would have the same name when staged: stage them apart")
-            said = {"files": files, "sizes": [_size(file) for file in files]}
+            sizes, stamps = zip(*map(_look, files), strict=True)
+            said = {"files": files, "sizes": sizes, "stamps": stamps}
         except (SnapshotError, OSError) as error:
             said = {"error": str(error)}
     said = world.broadcast_object(said)
     if "error" in said:
         raise StagingError(said["error"])
-    return said["files"], said["sizes"]
+    return said["files"], said["sizes"], said["stamps"]
 
 
-def _size(file: str) -> int:
+def _look(file: str) -> tuple[int, int]:
     path = Path(file)
-    if path.is_dir():
-        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-    return path.stat().st_size if path.exists() else 0  # an address
+    if not path.exists():  # an address
+        return 0, 0
+    parts = [part.stat() for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path.stat()]
+    return sum(part.st_size for part in parts), max((part.st_mtime_ns for part in parts), default=0)
 
 
 def _agreed(

@@ -20,6 +20,7 @@ from exafield.climate.besttracks import (
 from exafield.climate.components import into_turn
 from exafield.climate.grid import Grid
 from exafield.climate.snapshot import Time
+from exafield.suggestion import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ def covered(storms: Sequence[Course], start: Time, end: Time, grid: Grid) -> lis
         times = [time for storm in storms if storm.time.size for time in (storm.time[0], storm.time[-1])]
         period = f"; they are of {clock.text(min(times))} to {clock.text(max(times))}" if times else ""
         raise TrackFileError(
-            f"none of the {len(storms)} best tracks is in the period of the masks, {first} to {last}, and on their "
-            f"grid{period}"
+            f"of {counted(len(storms), 'best track')}, none is in the period of the masks, {first} to {last}, and on "
+            f"their grid{period}"
         )
     return kept
 
@@ -136,11 +137,17 @@ def lines(comparison: Comparison, within: float, hours: float) -> list[str]:
     """What came of it, to print."""
     hits, misses = len(comparison.hits), len(comparison.misses)
     false, pieces = len(comparison.false_alarms), len(comparison.fragments)
-    found = f"{hits} hits, {misses} misses (probability of detection {comparison.detection_probability:.2f})"
-    others = f"{false} false alarms (ratio {comparison.false_alarm_ratio:.2f}), {pieces} fragments"
+    found = (
+        f"{counted(hits, 'hit')}, {counted(misses, 'miss', 'misses')} "
+        f"(probability of detection {comparison.detection_probability:.2f})"
+    )
+    others = (
+        f"{counted(false, 'false alarm')} (ratio {comparison.false_alarm_ratio:.2f}), {counted(pieces, 'fragment')}"
+    )
     rows = [
-        f"{hits + misses} storms of the best tracks, looked for within {within / 1e3:g} km and {hours:g} h: {found}",
-        f"{hits + false + pieces} tracks of cyclones: {others} of storms found otherwise",
+        f"{counted(hits + misses, 'storm')} of the best tracks, looked for within {within / 1e3:g} km and {hours:g} h: "
+        + found,
+        f"{counted(hits + false + pieces, 'track')} of cyclones: {others} of storms found otherwise",
     ]
     if hits:
         apart = np.mean([hit.distance for hit in comparison.hits]) / 1e3

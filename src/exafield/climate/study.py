@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from exafield.climate import besttracks, clock, events, plots, statistics, storms
+from exafield.climate import bars, besttracks, clock, events, plots, statistics, storms
 from exafield.climate.clock import SEASONS
 from exafield.climate.events import Event
 from exafield.climate.fields import CHANNELS, CLASSES, CYCLONE, RIVER
@@ -23,6 +24,7 @@ from exafield.climate.targets import add_axes, open_target
 from exafield.climate.tracking import Summary, Track, Tracker, summary
 from exafield.climate.writing import origin
 from exafield.store import StoreError
+from exafield.suggestion import counted
 
 # Of the picture of tracks: more than these, the longest, cover each other. Our choice.
 _DRAWN = 1000
@@ -145,7 +147,7 @@ class Study:
             if values and self.behind:
                 field = values[self.behind].astype(np.float64) * SHOWN.get(self.behind, (1.0, ""))[0]
             self._choose(time, mask, field, found.events)
-            self._say(f"{number + 1} of {len(self._masks)} snapshots")
+            self._say(f"{number + 1} of {counted(len(self._masks), 'snapshot')}")
             yield time, mask, field
         for track in tracker.finish():
             self._end(track)
@@ -223,22 +225,23 @@ class Study:
         grid, files = self.grid, []
         if self._picture is not None:
             _, time, mask, field, found = self._picture
-            title = clock.text(time).replace("T", " ")
+            title = clock.title(time)
             files.append(folder / "snapshot.png")
             plots.snapshot(files[-1], {title: mask}, grid, field, unit=unit(self.behind), events=found)
         files.append(folder / "tracks.png")
         longest = [track for *_, track in sorted(self._longest, key=lambda one: one[1], reverse=True)]
         total = self.lasting.total()
-        kept = f"the longest {len(longest)} of {total} tracks" if total > len(longest) else ""
+        kept = f"the longest {len(longest)} of {counted(total, 'track')}" if total > len(longest) else ""
         plots.tracks(files[-1], longest, grid, truth, title=kept)
+        taken = int(self.tally.snapshots.sum())
         files.append(folder / "frequency.png")
         maps = {CLASSES[kind]: self.tally.frequency(kind) for kind in (CYCLONE, RIVER)}
-        plots.frequency(files[-1], maps, grid, title=f"{int(self.tally.snapshots.sum())} snapshots")
+        plots.frequency(files[-1], maps, grid, title=f"how often, of {counted(taken, 'snapshot')}")
         files.append(folder / "counts.png")
-        plots.counts(files[-1], self.counts())
+        bars.counts(files[-1], self.counts())
         if shares := self.shares():
             files.append(folder / "shares.png")
-            plots.shares(files[-1], shares, title=f"precipitation of {self.tally.rainy} snapshots")
+            bars.shares(files[-1], shares, title=f"precipitation of {counted(self.tally.rainy, 'snapshot')}")
         return files
 
     def beside(
@@ -272,7 +275,10 @@ def unit(channel: str | None) -> str:
         return ""
     if channel not in SHOWN and channel not in CHANNELS:
         return channel
-    return f"{channel} [{SHOWN[channel][1] if channel in SHOWN else CHANNELS[channel].unit}]"
+    what = f", {CHANNELS[channel].meaning}" if channel in CHANNELS else ""
+    told = SHOWN[channel][1] if channel in SHOWN else CHANNELS[channel].unit
+    raised = re.sub(r"(-[0-9])", r"$^{\1}$", told)
+    return f"{channel}{what} [{raised}]"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exafield.climate import clock, events
-from exafield.climate.writing import Column, write_table
+from exafield.climate.columns import Column, write_table
 from exafield.store import StoreError
 
 # Rows that are turned into columns together; our choice. A row as an object takes several times the memory.

@@ -1,31 +1,28 @@
-"""Masks over years, and tables of events, as CF NetCDF or Zarr: whole or not at all, and gone on with after a stop."""
+"""Masks over years, as CF NetCDF or Zarr: whole or not at all, and gone on with after a stop."""
 
 import contextlib
-import csv
 import fcntl
 import hashlib
-import io
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from exafield import provenance
 from exafield.climate.checks import labels_of
 from exafield.climate.fields import CLASSES
 from exafield.climate.layouts import time_text
-from exafield.climate.snapshot import Axes, SnapshotError, Time
-from exafield.climate.targets import add_axes, encode_times, open_target
+from exafield.climate.snapshot import Axes, Time
+from exafield.climate.targets import add_axes, encode_times, open_target, publish, remove
 from exafield.requirement import require
-from exafield.store import StoreError, atomic_write, sync_folder
+from exafield.store import StoreError, atomic_write
+from exafield.suggestion import counted
 
 CONVENTIONS = "CF-1.10"
 _MADE_WITH = "exafield_made_with"
@@ -228,21 +225,21 @@ class MaskWriter:
             return self.path
         if missing := self.missing():
             raise StoreError(
-                f"{self.path}: {len(missing)} of {len(self._times)} masks are missing, the first is that of "
+                f"{self.path}: {len(missing)} of {counted(len(self._times), 'mask')} missing, the first is that of "
                 f"{time_text(self._times[missing[0]])}: run again to make them"
             )
         kept = [index for index in range(len(self._times)) if self._part(index).exists()]
         temporary = self.path.with_name(f".{self.path.name}.partial")
         try:
-            _remove(temporary)
+            remove(temporary)
             self._assemble(temporary, kept)
-            _publish(temporary, self.path)
+            publish(temporary, self.path)
         except OSError as error:
             raise StoreError(
                 f"cannot write {self.path}: {error}; free some space and run again, nothing is lost"
             ) from error
         finally:
-            _remove(temporary)
+            remove(temporary)
         shutil.rmtree(self._parts, ignore_errors=True)
         return self.path
 
@@ -275,119 +272,3 @@ class MaskWriter:
             raise StoreError(
                 f"the mask of {time_text(self._times[index])} was damaged and is removed: run again to make it"
             ) from error
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """One quantity of a table.
-
-    Args:
-        values: [row]; numbers, times (numpy's or cftime's), or texts, of which few different ones.
-        meaning: in words.
-        unit: None for texts and times.
-        standard_name: of CF, if there is one.
-    """
-
-    values: ArrayLike
-    meaning: str
-    unit: str | None = None
-    standard_name: str | None = None
-
-
-def write_table(
-    path: str | Path,
-    columns: Mapping[str, Column],
-    attributes: Mapping[str, str] | None = None,
-    dimension: str = "event",
-) -> Path:
-    """Writes a table, whole or not at all, over one that is there; .nc, .zarr or .csv.
-
-    Texts become flags in NetCDF and Zarr: numbers, with their meanings as attributes.
-
-    Raises:
-        StoreError: it cannot be written.
-        ValueError: columns differ in length, or the suffix is unknown.
-    """
-    path = Path(path)
-    arrays = {name: np.asarray(column.values) for name, column in columns.items()}
-    if len({array.shape for array in arrays.values()}) > 1 or any(array.ndim != 1 for array in arrays.values()):
-        raise ValueError(f"columns differ in shape: { {name: array.shape for name, array in arrays.items()} }")
-    if path.suffix == ".csv":
-        atomic_write(path, _as_csv(columns, arrays).encode())
-        return path
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        _remove(temporary)
-        with contextlib.closing(open_target(temporary, path.suffix)) as target:
-            for name, column in columns.items():
-                values, told = _encoded(arrays[name])
-                named = {"units": column.unit, "standard_name": column.standard_name, "long_name": column.meaning}
-                target.create(name, (dimension,), values, told | {k: v for k, v in named.items() if v})
-            target.describe(attributes if attributes is not None else origin())
-        _publish(temporary, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
-    finally:
-        _remove(temporary)
-    return path
-
-
-def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, Any]]:
-    """What is stored of a column, and the attributes that say how."""
-    if values.dtype.kind == "M" or (values.dtype.kind == "O" and all(hasattr(x, "calendar") for x in values)):
-        return encode_times(list(values))
-    if values.dtype.kind in "OUS":
-        texts = sorted({str(x) for x in values})
-        codes = np.array([texts.index(str(x)) for x in values], dtype=np.int32)
-        meanings = " ".join("_".join(text.split()) or "none" for text in texts)
-        return codes, {"flag_values": np.arange(len(texts), dtype=np.int32), "flag_meanings": meanings}
-    return (values.astype(np.int8) if values.dtype.kind == "b" else values), {}
-
-
-def _as_csv(columns: Mapping[str, Column], arrays: Mapping[str, NDArray[Any]]) -> str:
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow([f"{name} [{column.unit}]" if column.unit else name for name, column in columns.items()])
-    for row in zip(*arrays.values(), strict=True):
-        out.writerow([time_text(x) if isinstance(x, np.datetime64) or hasattr(x, "calendar") else x for x in row])
-    return text.getvalue()
-
-
-def read_table(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Columns of what :func:`write_table` wrote as NetCDF or Zarr; flags are texts again, with _ for blanks.
-
-    Raises:
-        SnapshotError: it is missing or damaged.
-    """
-    path = Path(path)
-    xarray = require("xarray", extra="climate")
-    zarr = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {"engine": "h5netcdf"}
-    result: dict[str, NDArray[Any]] = {}
-    try:
-        with xarray.open_dataset(path, decode_timedelta=False, **zarr) as data:
-            for name, variable in data.variables.items():
-                values = np.asarray(variable.values)
-                if "flag_meanings" in variable.attrs:
-                    meanings = np.array(variable.attrs["flag_meanings"].split(" "))
-                    values = meanings[values] if values.size else values.astype(str)
-                result[str(name)] = values.astype("datetime64[s]") if values.dtype.kind == "M" else values
-    except (OSError, ValueError, KeyError) as error:
-        raise SnapshotError(f"{path}: the table cannot be read ({error}): write it again") from error
-    return result
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Gives a complete file its name, after it has reached the disk."""
-    if temporary.is_file():
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-    else:
-        os.sync()  # a folder of thousands of files
-        if path.exists():
-            shutil.rmtree(path)  # a folder cannot be replaced at one stroke
-    os.replace(temporary, path)
-    sync_folder(path.parent)

@@ -26,6 +26,11 @@ def complete(question: Microscopy) -> Microscopy:
     return replace(question, loss=MICROSCOPY_LOSS.complete(question.loss))
 
 
+def learnt(question: Microscopy) -> dict[str, object]:
+    """What a checkpoint depends on."""
+    return {"growth": question.growth}
+
+
 def crystals(name: str) -> str:
     """ "embedded", or the folder of CIF files that a data set's name or a path means.
 

@@ -3,9 +3,10 @@
 import math
 
 from exafield.page.markup import Markup, element, join, missing, table
-from exafield.page.quantity import counted, duration, rate, share
+from exafield.page.quantity import duration, rate, share
 from exafield.page.speed import COMPUTING, Scaling, Speed, parts
 from exafield.page.timeline import PHASES, key, timeline
+from exafield.suggestion import counted
 from exafield.summary import Communication, Summary, size
 from exafield.trace import Trace
 
@@ -127,7 +128,7 @@ def _rows(players: tuple[Communication, ...]) -> list[tuple[object, ...]]:
     return [
         ("reduction under way", *(duration(c.total) for c in players)),
         ("hidden behind other work", *(part(c, True) for c in players)),
-        ("exposed, in finish()", *(part(c, False) for c in players)),
+        ("exposed", *(part(c, False) for c in players)),
         ("groups", *(f"{c.groups:.1f}" for c in players)),
         ("ready before they left", *(duration(c.waited) for c in players)),
         ("rounds of negotiation", *(f"{c.rounds:.1f}" for c in players)),

@@ -9,8 +9,9 @@ from typing import Any
 from exafield.page.contents import Contents
 from exafield.page.curves import chart
 from exafield.page.markup import Markup, element, join, missing, table
-from exafield.page.quantity import counted, digits, duration, number, plain, prefix
+from exafield.page.quantity import digits, duration, number, plain, prefix
 from exafield.page.speed import Speed
+from exafield.suggestion import counted
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # A larger picture is left in the folder [bytes]; our choice.

@@ -59,8 +59,3 @@ def plain(value: object) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) < 10**12 else f"{number(value):.4g}"
     return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else "not finite"
-
-
-def counted(count: int, what: str) -> str:
-    """Such as "1 rank" or "4 ranks"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -7,12 +7,13 @@ from statistics import median
 from typing import Any
 
 from exafield.page.contents import Contents, PageError
-from exafield.page.quantity import counted, number
-from exafield.summary import Summary
+from exafield.page.quantity import number
+from exafield.suggestion import counted
+from exafield.summary import NORMS, Summary
 
 # In which order, and by which names in a trace, a step's time is told.
 COMPUTING = ("forward", "backward", "optimiser")
-WAITING = ("finish", "data wait")
+WAITING = ("finish", NORMS, "data wait")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _typical(records: Sequence[Mapping[str, Any]], name: str) -> float:
 
 def parts(summary: Summary) -> Mapping[str, float]:
     """Where the time of a step goes: shares that add up to 1, by what the trainer does; empty without steps."""
-    spent = {name: summary.phases.get(name, 0.0) for name in (*COMPUTING, *WAITING)}
+    names = [name for name in (*COMPUTING, *WAITING) if name != NORMS or name in summary.phases]
+    spent = {name: summary.phases.get(name, 0.0) for name in names}
     if not summary.compute:
         return {}
     whole = (spent["forward"] + spent["backward"]) / summary.compute

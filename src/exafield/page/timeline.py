@@ -5,6 +5,7 @@ from statistics import median
 
 from exafield.page.curves import ticks
 from exafield.page.markup import Markup, element, join
+from exafield.summary import NORMS
 from exafield.trace import Span, Trace
 
 _WIDTH, _LEFT, _ROW, _GAP = 960, 74, 17, 12
@@ -16,10 +17,11 @@ PHASES = {
     "backward": ("p-backward", "backward"),
     "optimiser": ("p-optimiser", "optimiser"),
     "finish": ("p-finish", "waiting in finish()"),
+    NORMS: ("p-norms", "waiting for batch norms"),
     "data wait": ("p-data", "waiting for data"),
     "other": ("p-other", "other"),
 }
-_GROUP = ("p-group", "group of gradients, launched to done")
+_GROUP = ("p-group", "group of gradients, or sums of batch norms, launched to done")
 _REDUCE = "reduce "
 
 
@@ -51,7 +53,10 @@ def timeline(trace: Trace) -> Markup | None:
         y += _GAP
     rows.append(_axis(y, end - begin))
     svg = element("svg", *rows, viewBox=f"0 0 {_WIDTH} {y + 22:.0f}", role="img", aria_label="timeline of two steps")
-    keys = (key(css, said) for css, said in (*(pair for name, pair in PHASES.items() if name != "other"), _GROUP))
+    keys = (
+        key(css, said)
+        for css, said in (*(pair for name, pair in PHASES.items() if name not in ("other", NORMS)), _GROUP)
+    )
     said = f"steps {' and '.join(map(str, numbers))}"
     if len(ranks) > _RANKS:
         said += f", the first {_RANKS} of {len(ranks)} ranks"
