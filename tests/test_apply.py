@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import h5py  # noqa: E402
 
 from climate_made import dataset  # noqa: E402
 from exafield import runfile  # noqa: E402
-from exafield.apply import TrainedSegmenter, newest  # noqa: E402
+from exafield.apply.climate import NETWORK, TrainedSegmenter  # noqa: E402
+from exafield.apply.run import newest  # noqa: E402
 from exafield.checkpoint import Checkpoints  # noqa: E402
 from exafield.cli import FAILED, USAGE, main  # noqa: E402
 from exafield.climate.fields import CHANNELS  # noqa: E402
@@ -23,6 +25,7 @@ from exafield.climate.generate import Generation, generate  # noqa: E402
 from exafield.climate.normalisation import Statistics  # noqa: E402
 from exafield.climate.reading import open_snapshots  # noqa: E402
 from exafield.climate.snapshot import Snapshot  # noqa: E402
+from exafield.climate.summary import Summary  # noqa: E402
 from exafield.climate.tiramisu import Tiramisu  # noqa: E402
 from exafield.engine.local import SerialEngine  # noqa: E402
 from exafield.question import Climate  # noqa: E402
@@ -129,7 +132,7 @@ def test_a_run_that_failed_is_gone_on_with(work: Path, tmp_path: Path, capsys: p
         file["PSL"][1, 3, 4] = kept
     assert apply(*words) == 0
     said = capsys.readouterr()
-    assert "1 are done already" in said.out
+    assert "; 1 done already" in said.out
     assert "3 masks, 2 made now" in said.out
     assert alike(stored(tmp_path / "m.nc"), by_hand(work))
 
@@ -227,7 +230,7 @@ def test_settings_of_another_network(
 
 
 def test_a_training_in_the_same_folder_is_another_one(work: Path, copy: Path) -> None:
-    first = TrainedSegmenter.of(copy, newest(copy))
+    first = TrainedSegmenter.of(copy, newest(copy, NETWORK))
     shutil.rmtree(copy / "checkpoints" / "step-00000004")
     shutil.copytree(copy / "checkpoints" / "step-00000002", copy / "checkpoints" / "step-00000004")
     assert TrainedSegmenter.of(copy, 4) != first  # so a worker that outlives the first loads it anew
@@ -275,6 +278,32 @@ def test_runs_that_cannot_be_applied(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_device_asked_for_is_where_workers_compute(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainedSegmenter] = []
+
+    def made(files: object, out: Path, trained: TrainedSegmenter, **_: object) -> Summary:
+        asked.append(trained)
+        return Summary(out, 0, 0, 0, (), (), 0, 0.0)
+
+    monkeypatch.setattr("exafield.climate.apply.apply", made)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for words, device in (((), "cpu"), (("--device", "cuda"), "cuda")):
+        assert apply(work / "run", work / "year.nc", "--out", tmp_path / "m.nc", *words) == 0
+        assert asked[-1].device == device
+    # A device that every torch has, in place of a GPU; nothing can be computed on it.
+    network = replace(asked[-1], device="meta")()
+    assert {weight.device.type for weight in network.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+def test_masks_on_a_gpu_are_those_of_the_processor(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks.nc"
+    assert apply(work / "run", work / "year.nc", "--out", out, "--device", "cuda") == 0  # on processes
+    assert alike(stored(out), by_hand(work))
+
+
 def test_arguments_that_are_wrong(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +317,7 @@ def test_arguments_that_are_wrong(
         ((run, year, *out, "--engine", "shared"), USAGE, "engine 'shared' runs task graphs only"),
         ((run, year, *out, "--names", "TMQ"), USAGE, "--names TMQ: it is to be CHANNEL=VALUE"),
         ((run, year, *out, "--units", "TMK=mm"), USAGE, "did you mean 'TMQ'"),
-        ((run, year, *out, "--device", "cuda"), USAGE, "torch sees no GPU here"),
+        ((run, year, *out, "--device", "cuda"), USAGE, "torch sees no GPU here: leave it out"),
         ((run, year, *out, "--tile", 20, 30), USAGE, "take tiles larger than 128"),
         ((run, year, "--out", tmp_path / "m.grib"), USAGE, "m.grib: choose a name that ends in .nc or .zarr"),
         ((run, year, "--out", year), FAILED, "is the only file given"),

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from exafield import cli, runfile
-from exafield.apply import ApplyClimate
+from exafield.apply.climate import ApplyClimate
 from exafield.arguments import ReportOn, Submit, TraceOf, Train
 from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
 from exafield.given import starting_run
 from exafield.launch import spawn
+from exafield.subsurface.flags import Describe as DescribeSite
+from exafield.subsurface.flags import Measure
+from exafield.subsurface.flags import Show as ShowSite
 from exafield.taskbench.flags import parse, separate
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +64,14 @@ def test_commands_that_are_shown_are_understood(page: Path) -> None:
                 if name == "run":
                     parse(separate(own, ("--engine",))[0])
             elif command == "apply":
-                assert rest[0] == "climate"
-                assert cli._parsed(ApplyClimate, "apply climate", rest[1:]).files
+                kind = {"climate": ApplyClimate, "subsurface": ApplySubsurface}[rest[0]]
+                assert cli._parsed(kind, f"apply {rest[0]}", rest[1:]).run
             elif command == "climate":
                 kinds = {"describe": Describe, "show": Show, "simulate": Simulate, "label": Label, "events": EventsOf}
                 cli._parsed(kinds[rest[0]], "climate", rest[1:])
+            elif command == "subsurface":
+                sites = {"describe": DescribeSite, "show": ShowSite, "measure": Measure}
+                cli._parsed(sites[rest[0]], "subsurface", rest[1:])
             else:
                 assert command in ("generate", "doctor", "cite", "data")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from exafield.question import Simulation, Weather
+from exafield.question import Aquifer, Simulation, Weather
 from exafield.run import Run, laptop
 from exafield.submit import Allocation
 
@@ -18,7 +18,7 @@ class Train:
     Under torchrun, srun or mpirun each process runs this command; alone, `--ranks N` starts N of them on this machine.
 
     Args:
-        problem: microscopy or climate.
+        problem: microscopy, climate or subsurface.
         preset: where settings that are not given come from. None: laptop.
         config: a run file to take them from instead.
         resume: folder of a run to go on with, from its newest checkpoint.
@@ -41,7 +41,7 @@ class Submit:
     """Submits a training as a SLURM job that stops before its time limit, requeues itself, and goes on.
 
     Args:
-        problem: microscopy or climate.
+        problem: microscopy, climate or subsurface.
         preset: where settings that are not given come from. None: laptop.
         config: a run file to take them from instead.
         resume: folder of a run to go on with, from its newest checkpoint.
@@ -64,7 +64,7 @@ class Generate:
     """Simulates the data of a problem. Interrupted, it goes on where it stopped when called again.
 
     Args:
-        problem: microscopy or climate.
+        problem: microscopy, climate or subsurface.
         preset: where settings that are not given come from.
         engine: what runs the simulations: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
@@ -77,7 +77,7 @@ class Generate:
     engine: str = "processes"
     engine_address: str | None = None
     task_size: int | None = None
-    data: Simulation | Weather = field(default_factory=Simulation)
+    data: Simulation | Weather | Aquifer = field(default_factory=Simulation)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place: Place | None = None
     try:
         place = detect(os.environ)
-        return _end(place, _command(argv, place))
+        with _plain_warnings():
+            return _end(place, _command(argv, place))
     except RankFailed as error:
         if error.code not in (USAGE, MISSED):  # the rank has said what that is about
             _say(str(error))
@@ -120,6 +123,25 @@ def _explained(error: Exception, place: Place | None) -> int | None:
     text = error.as_flags() if isinstance(error, Advising) else str(error)
     _say(f"rank {rank}: {text}" if rank else text)
     return FAILED
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Inside, warnings of this package are a line that says what is wrong; where in the code is nothing to a user."""
+    usual = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category.__module__.partition(".")[0] == "exafield":
+            return f"exafield: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from exafield.choice import Choice, Option
-from exafield.setting import RunError, above_zero, at_least, chosen
+from exafield.setting import RunError, above_zero, at_least, chosen, pairs
 
 # ---- microscopy ----
 
@@ -145,9 +145,7 @@ class Weather:
         if self.snapshots != "synthetic" and self.store is not None:
             raise RunError("problem.data: store is for synthetic snapshots, and those of a folder are given")
         for name, text in (("names", self.names), ("units", self.units)):
-            for part in filter(None, text.split(",")):
-                if part.count("=") != 1:
-                    raise RunError(f"problem.data: {name} are written CHANNEL=VALUE,CHANNEL=VALUE, got {part!r}")
+            pairs(f"problem.data: {name}", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +190,85 @@ class Climate:
         chosen("problem", CLIMATE_LOSS, self.loss)
 
 
+# ---- subsurface ----
+
+GENERATOR = Choice(
+    "generator",
+    "exafield.subsurface.styles",
+    {
+        "spectral": Option("Spectral", {"scales": int, "critic": float}),
+        "hierarchical": Option("Hierarchical", {"subdomains": int, "overlap": int, "critic": float}),
+        "facies": Option("Facies", {"critic": float}),
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aquifer:
+    """Snapshots of an aquifer: ln T and heads read at sensors at the same time, many times over.
+
+    Args:
+        site: box (generated), hanford (a data set), an npz archive, a MODFLOW 6 simulation, or a folder with mesh.* and
+            boundary.csv.
+        length: unit of length, where the files of the site state none: m or ft.
+        time: unit of time, where MODFLOW states none.
+        snapshots: auto (realisations of the site's data set, where it has any, else generated), generated, or an npz
+            archive with y_cells, y, u_cells and u: cells, and readings (snapshot, sensor) of ln T (m2/d) and heads [m].
+        store: where generated realisations are kept. None: in the user's cache, by their parameters.
+        law: that fields are generated of: matern (Gaussian), facies or channels (two kinds of rock).
+        mean: of ln T, of the Gaussian law.
+        variance: of ln T, of the Gaussian law.
+        correlation: its length in the Gaussian law [m].
+        train: realisations to learn from; of a data set, at most so many.
+        test: realisations to judge by.
+        sensors: cells in which ln T is read.
+        wells: in which heads are read.
+        snapshot_seed: of generated fields, and of where sensors are.
+    """
+
+    site: str = "box"
+    length: str | None = None
+    time: str | None = None
+    snapshots: str = "auto"
+    store: str | None = None
+    law: Literal["matern", "facies", "channels"] = "matern"
+    mean: float = 7.8
+    variance: float = 2.6
+    correlation: float = 1900.0
+    train: int = 1500
+    test: int = 300
+    sensors: int = 100
+    wells: int = 50
+    snapshot_seed: int = 0
+
+    def __post_init__(self) -> None:
+        above_zero("problem.data", variance=self.variance, correlation=self.correlation)
+        at_least("problem.data", 2, train=self.train, test=self.test)
+        at_least("problem.data", 0, sensors=self.sensors, wells=self.wells, snapshot_seed=self.snapshot_seed)
+        if self.store is not None and not self.store.endswith((".h5", ".hdf5", ".zarr")):
+            raise RunError(f"problem.data: store must end in .h5, .hdf5 or .zarr, got {self.store!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subsurface:
+    """Which fields of transmissivity may an aquifer have, and so which heads?
+
+    Args:
+        data: what is learnt from.
+        generator: of ln T: spectral (Gaussian, such as spectral:scales=2,critic=0.1), hierarchical (a coarse one of the
+            site and a fine one of each subdomain, such as hierarchical:subdomains=4), or facies (two kinds of rock,
+            learnt from full fields).
+    """
+
+    name: ClassVar[str] = "subsurface"
+
+    data: Aquifer = field(default_factory=Aquifer)
+    generator: str = "spectral"
+
+    def __post_init__(self) -> None:
+        chosen("problem", GENERATOR, self.generator)
+
+
 #: What a run can be about.
-Question = Microscopy | Climate
-QUESTIONS: Mapping[str, type[Question]] = {kind.name: kind for kind in (Microscopy, Climate)}
+Question = Microscopy | Climate | Subsurface
+QUESTIONS: Mapping[str, type[Question]] = {kind.name: kind for kind in (Microscopy, Climate, Subsurface)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from exafield.choice import Choice, Option
-from exafield.question import Climate, Microscopy, Question, Simulation, Weather
+from exafield.question import Aquifer, Climate, Microscopy, Question, Simulation, Subsurface, Weather
 from exafield.setting import RunError as RunError
 from exafield.setting import above_zero, at_least, chosen
 
@@ -190,6 +190,10 @@ _LAPTOP: Mapping[str, Callable[[], Run]] = {
     Climate.name: lambda: Run(
         problem=Climate(weights="inverse_eighth_root"), training=Training(seconds=420.0, batch_size=1)
     ),
+    Subsurface.name: lambda: Run(
+        problem=Subsurface(),
+        training=Training(steps=400, batch_size=128, optimiser="adam:learning_rate=0.05", clip=None),
+    ),
 }
 _FULL: Mapping[str, Callable[[], Run]] = {
     Microscopy.name: lambda: Run(
@@ -208,6 +212,11 @@ _FULL: Mapping[str, Callable[[], Run]] = {
         ),
         reduction=Reduction(lag=1),
         record=Record(evaluate_every=1000, checkpoint_every=1000),
+    ),
+    Subsurface.name: lambda: Run(
+        problem=Subsurface(data=Aquifer(site="hanford"), generator="spectral:critic=0.02"),
+        training=Training(steps=1000, batch_size=256, optimiser="adam:learning_rate=0.05", clip=None),
+        record=Record(evaluate_every=500, checkpoint_every=500),
     ),
 }
 

@@ -202,8 +202,9 @@ def krige(
     """
     if mean is not None and not math.isfinite(mean):
         raise ValueError(f"kriging: mean must be finite, got {mean}")
-    if int(known.cells.max()) >= len(centres) or int(known.cells.min()) < 0:
-        raise WellError(f"a reading is in cell {int(known.cells.max())}, but cells are 0 to {len(centres) - 1}")
+    outside = np.flatnonzero((known.cells < 0) | (known.cells >= len(centres)))
+    if len(outside):
+        raise WellError(f"a reading is in cell {known.cells[outside[0]]}, but cells are 0 to {len(centres) - 1}")
     at = centres[known.cells]
     among = covariance(at, at)
     among.flat[:: len(at) + 1] += known.errors**2 + _JITTER * covariance.variance

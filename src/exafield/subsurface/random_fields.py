@@ -172,7 +172,10 @@ class MeshSpectrum:
         return MeshSpectrum(self.eigenvalues.to(device, dtype), self.functions.to(device, dtype))
 
     def filtered(
-        self, transfer: Float[Tensor, "mode"] | Float[Tensor, "batch mode"], noise: Float[Tensor, "batch mode"]
+        self,
+        transfer: Float[Tensor, "mode"] | Float[Tensor, "batch mode"],
+        noise: Float[Tensor, "batch mode"],
+        squares: Float[Tensor, "cell mode"] | None = None,
     ) -> Float[Tensor, "batch cell"]:
         """Noise through a filter, scaled to variance 1 in every cell.
 
@@ -182,8 +185,9 @@ class MeshSpectrum:
         Args:
             transfer: amplitude of each mode, one filter for all fields or one each; any scale, not all zero.
             noise: standard normal.
+            squares: of the functions, if they are at hand: half of the time goes into them.
         """
-        variance = transfer.square() @ self.functions.square().T
+        variance = transfer.square() @ (self.functions.square() if squares is None else squares).T
         return (noise * transfer) @ self.functions.T * variance.rsqrt()
 
 
@@ -258,6 +262,12 @@ class SpectralField(nn.Module):
         self.mean = nn.Parameter(torch.tensor(float(mean), dtype=dtype, device=device))
         self.register_buffer("eigenvalues", spectrum.eigenvalues, persistent=False)
         self.register_buffer("functions", spectrum.functions, persistent=False)
+        self.register_buffer("squares", spectrum.functions.square(), persistent=False)
+
+    @property
+    def noise(self) -> int:
+        """Dimensions of the noise: one of each mode."""
+        return len(self.get_buffer("eigenvalues"))
 
     @property
     def spectrum(self) -> MeshSpectrum:
@@ -274,7 +284,14 @@ class SpectralField(nn.Module):
 
     def forward(self, noise: Float[Tensor, "batch mode"]) -> Float[Tensor, "batch cell"]:
         """Fields of standard normal noise."""
-        return self.mean + self.log_variance.exp().sum().sqrt() * self.spectrum.filtered(self.transfer(), noise)
+        scaled = self.spectrum.filtered(self.transfer(), noise, self.get_buffer("squares"))
+        return self.mean + self.log_variance.exp().sum().sqrt() * scaled
+
+    def matrix(self) -> Float[Tensor, "cell mode"]:
+        """What noise is multiplied with, so that fields are the mean plus `noise @ matrix.T`."""
+        spectrum = self.spectrum
+        modes = spectrum.functions * self.transfer()
+        return modes * (self.log_variance.exp().sum() / modes.square().sum(1, keepdim=True)).sqrt()
 
 
 def _areas(areas: np.ndarray) -> np.ndarray:

@@ -1,16 +1,17 @@
 """Sites from files: npz archives, and a mesh that meshio reads with CSV tables beside it."""
 
-import csv
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from exafield.requirement import require
-from exafield.subsurface.checks import SiteError, check_positive, length_unit, unit_factor
+from exafield.subsurface.checks import SiteError, check_positive, length_unit
 from exafield.subsurface.mesh import Mesh
 from exafield.subsurface.site import Site
+from exafield.subsurface.tables import Table
 
 # Corners of meshio's cells in the plane, and cells that are none of a plane's.
 _CORNERS = {"triangle": 3, "quad": 4}
@@ -32,8 +33,11 @@ def from_npz(path: Path | str, *, scale: float = 1.0, name: str | None = None) -
     Raises:
         SiteError: an array is missing or does not fit the others.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise SiteError(f"{path} cannot be read as an npz archive: {error}") from error
     for key in ("nodes", "cell_nodes", "bc_face", "bc_kind", "bc_value", "face_nodes"):
         if key not in arrays:
             raise SiteError(f"{path} has no array {key!r}, only {', '.join(sorted(arrays))}")
@@ -74,7 +78,7 @@ def from_tables(
     mesh: Path | str,
     boundary: Path | str,
     *,
-    length: str,
+    length: str | None = None,
     cells: Path | str | None = None,
     wells: Path | str | None = None,
 ) -> Site:
@@ -87,7 +91,7 @@ def from_tables(
         boundary: columns vertex_a, vertex_b (ends of the face, numbered from 0 as in the mesh), or x, y (in the mesh's
             unit; the nearest boundary face is meant); head and inflow through the face, one of them in each row and the
             other left empty.
-        length: unit of the mesh: m or ft.
+        length: unit of the mesh, m or ft; it must be stated, since meshes tell none.
         cells: columns cell and transmissivity, or conductivity and thickness; every cell once.
         wells: columns x, y and, if they pump, rate (below zero).
 
@@ -105,7 +109,7 @@ def from_tables(
     )
     if wells is None:
         return site
-    table = _Table(Path(wells))
+    table = Table(Path(wells))
     rates = table.numbers("rate", 3, -1) if table.has("rate") else None
     return site.with_wells(np.stack([table.plain("x"), table.plain("y")], axis=-1) * scale, rates)
 
@@ -129,68 +133,9 @@ def _meshio(path: Path, scale: float) -> Mesh:
     return Mesh.of(points[:, :2] * scale, np.concatenate(rows))
 
 
-class _Table:
-    """A CSV file with a head line; messages name its lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
-        lines = [[field.strip() for field in line] for line in lines if any(field.strip() for field in line)]
-        if len(lines) < 2:
-            raise SiteError(f"{path} has no rows under its head line")
-        self.units: dict[str, str] = {}
-        self.columns: dict[str, list[str]] = {}
-        for number, line in enumerate(lines[1:], 2):
-            if len(line) != len(lines[0]):
-                raise SiteError(f"{path}, row {number} has {len(line)} fields, the head line has {len(lines[0])}")
-        for head, *column in zip(*lines, strict=True):
-            name, _, unit = head.partition("[")
-            self.columns[name.strip().lower()] = column
-            if unit:
-                self.units[name.strip().lower()] = unit.strip().removesuffix("]").strip()
-
-    def has(self, name: str) -> bool:
-        return name in self.columns
-
-    def plain(self, name: str, chosen: Bool[np.ndarray, "row"] | None = None) -> Float[np.ndarray, "some"]:
-        """Finite numbers of all or some rows, whatever their unit."""
-        if name not in self.columns:
-            raise SiteError(f"{self.path} has no column {name!r}, only {', '.join(self.columns)}")
-        column = self.columns[name]
-        values = []
-        for number in range(len(column)) if chosen is None else np.flatnonzero(chosen):
-            try:
-                values.append(float(column[number]))
-            except ValueError:
-                values.append(np.nan)
-            if not np.isfinite(values[-1]):
-                raise SiteError(
-                    f"{self.path}, row {number + 2}: {name} is {column[number]!r}, which is no finite number"
-                )
-        return np.array(values)
-
-    def whole(self, name: str) -> Int[np.ndarray, "row"]:
-        values = self.plain(name)
-        broken = np.flatnonzero(values != np.round(values))
-        if broken.size:
-            raise SiteError(f"{self.path}, row {broken[0] + 2}: {name} is {values[broken[0]]}, no whole number")
-        return values.astype(np.int64)
-
-    def numbers(
-        self, name: str, length: int, time: int, chosen: Bool[np.ndarray, "row"] | None = None
-    ) -> Float[np.ndarray, "some"]:
-        """Numbers in metres and days; the column's head must state their unit."""
-        values = self.plain(name, chosen)
-        try:
-            return values * unit_factor(self.units.get(name), length, time)
-        except SiteError as error:
-            raise SiteError(f"{self.path}, column {name!r}: {error}") from error
-
-
 def _conditions(path: Path, mesh: Mesh, scale: float) -> dict[str, Any]:
     """Faces and values of fixed heads and inflows, as a site's arguments."""
-    table = _Table(path)
+    table = Table(path)
     if table.has("vertex_a"):
         faces = _boundary_faces(mesh, np.stack([table.whole("vertex_a"), table.whole("vertex_b")], axis=-1), str(path))
     else:
@@ -233,7 +178,7 @@ def _boundary_faces(mesh: Mesh, ends: Int[np.ndarray, "row 2"], source: str) -> 
 
 def _transmissivity(path: Path, cells: int) -> Float[np.ndarray, "cell"]:
     """Natural logarithm of m2/d."""
-    table = _Table(path)
+    table = Table(path)
     numbers = table.whole("cell")
     if not np.array_equal(np.sort(numbers), np.arange(cells)):
         raise SiteError(f"{path} must name each of the cells 0..{cells - 1} once; it has {len(numbers)} rows")

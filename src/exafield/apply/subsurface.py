@@ -1,0 +1,94 @@
+"""`apply subsurface`: what is between the wells of a site whose law was learnt."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from exafield.apply.run import about, digest, newest, states
+from exafield.question import Subsurface
+from exafield.setting import RunError
+from exafield.store import atomic_write
+from exafield.subsurface.flags import WellTable
+
+Method = Literal["laplace", "rml", "hmc", "kriging", "esmda", "montecarlo"]
+
+
+@dataclass(frozen=True)
+class ApplySubsurface:
+    """Says what transmissivity and heads are between the wells of a site, and how sure that is.
+
+    Writes means, deviations, quantiles and samples of every cell to OUT, and beside it, under the same name, maps, how
+    well intervals hold what is known (.png) and all numbers (.json).
+
+    Args:
+        run: folder of a training.
+        table: of wells.
+        out: the posterior: .zarr or .nc.
+        method: laplace (the maximum, its linearisation, samples corrected through the flow equation), rml (an optimum
+            for each sample), hmc (chains, exact if they converge), kriging (of ln T alone), esmda (an ensemble
+            smoother) or montecarlo (the prior weighed by the data, for few of them).
+        samples: of the posterior.
+        hold_back: share of the wells that are not told, to judge by.
+        seed: of samples and of the wells held back.
+        step: of the checkpoint. None: the newest.
+    """
+
+    run: tyro.conf.Positional[Path]
+    table: Annotated[WellTable, tyro.conf.arg(name="")]
+    out: Path
+    method: Method = "laplace"
+    samples: int = 200
+    hold_back: float | None = None
+    seed: int = 0
+    step: int | None = None
+
+
+def infer(arguments: ApplySubsurface) -> int:
+    """Carries out the command.
+
+    Raises:
+        RunError: something in the arguments is wrong.
+        CheckpointError: there is no checkpoint, or it is not whole.
+        SiteError, WellError: the site or its wells cannot be used.
+        PosteriorError: the posterior is not found.
+        StoreError: it cannot be written.
+    """
+    question = about(arguments.run, Subsurface)
+    if arguments.samples < 2:
+        raise RunError(f"--samples {arguments.samples}: a posterior needs two samples at least")
+    from exafield.subsurface import assembly, results
+    from exafield.subsurface.methods import METHODS
+    from exafield.subsurface.study import study
+
+    results.check_target(arguments.out)
+    style, site = assembly.style(question), assembly.site(question.data)
+    step = newest(arguments.run, style.generators, arguments.step)
+    wells, held = arguments.table.read(site), None
+    if arguments.hold_back is not None:
+        wells, held = wells.split(arguments.hold_back, arguments.seed)
+    prior = style.prior(states(arguments.run, style.generators, step), site, lambda: assembly.lesson(question))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = METHODS[arguments.method](
+            site, prior, wells.log_transmissivity, wells.head, samples=arguments.samples, seed=arguments.seed
+        )
+    judged = study(site, found, wells, held)
+    told = {"method": arguments.method, "run": arguments.run.name, "checkpoint": digest(arguments.run, step)}
+    results.write(arguments.out, site, found, wells, told)
+    stem = arguments.out.with_suffix("")
+    maps, calibration, numbers = (stem.with_name(stem.name + end) for end in ("-maps.png", "-known.png", ".json"))
+    judged.maps(maps)
+    atomic_write(numbers, json.dumps(told | judged.values(), indent=1).encode())
+    written = [arguments.out, maps, numbers]
+    if judged.judged:
+        judged.calibration(calibration)
+        written.append(calibration)
+    for entry in caught:
+        print(f"warning        {entry.message}")
+    print("\n".join(judged.lines()))
+    print("written        " + ", ".join(str(path) for path in written))
+    return 0

@@ -1,0 +1,139 @@
+"""A posterior as a file: Zarr or NetCDF that xarray opens, with the mesh beside it as UGRID describes it."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from exafield import provenance
+from exafield.requirement import require
+from exafield.store import StoreError
+from exafield.subsurface.posterior import Posterior
+from exafield.subsurface.site import Site
+from exafield.subsurface.wells import Wells
+
+ENDINGS = (".zarr", ".nc")
+LEVELS = (0.05, 0.5, 0.95)
+_ABOUT = {
+    "log_transmissivity": ("natural logarithm of transmissivity in m2 d-1", "1"),
+    "head": ("hydraulic head", "m"),
+}
+
+
+def check_target(path: Path) -> None:
+    """Raises StoreError if nothing can be written there: before anything is computed."""
+    if path.suffix not in ENDINGS:
+        raise StoreError(f"{path}: choose a name that ends in {' or '.join(ENDINGS)}")
+    require("xarray", extra="subsurface")
+    require("zarr" if path.suffix == ".zarr" else "h5netcdf", extra="subsurface")
+    if not path.absolute().parent.is_dir():
+        raise StoreError(f"{path}: there is no folder {path.absolute().parent}")
+
+
+def write(
+    path: Path, site: Site, posterior: Posterior, wells: Wells, attributes: Mapping[str, str] | None = None
+) -> None:
+    """Writes what is known of each cell: mean, standard deviation, quantiles and samples of ln T and heads.
+
+    The file is there when it is complete, and then takes the place of one that was there before.
+
+    Args:
+        path: ends in .zarr or .nc.
+        site: whose mesh it is.
+        posterior: with samples.
+        wells: what it was told.
+        attributes: of the file, such as which run the law is from.
+    Raises:
+        StoreError: it cannot be written.
+        ImportError: xarray, zarr or h5netcdf is not installed.
+    """
+    check_target(path)
+    dataset = _dataset(site, posterior, wells, attributes or {})
+    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix == ".zarr":
+            dataset.to_zarr(part, mode="w", zarr_format=3, consolidated=False)
+            if path.is_dir():
+                shutil.rmtree(path)
+        else:
+            dataset.to_netcdf(part, engine="h5netcdf")
+        part.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error}") from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+
+
+def _dataset(site: Site, posterior: Posterior, wells: Wells, attributes: Mapping[str, str]) -> Any:
+    xarray = require("xarray", extra="subsurface")
+    variables = _mesh(site)
+    for name, samples in (("log_transmissivity", posterior.log_transmissivity), ("head", posterior.head)):
+        variables |= _told(name, samples)
+    for name, known in (("log_transmissivity", wells.log_transmissivity), ("head", wells.head)):
+        if known is not None:
+            long, unit = _ABOUT[name]
+            variables[f"{name}_read"] = (f"{name}_well", known.values, {"long_name": f"{long}, as read", "units": unit})
+            variables[f"{name}_error"] = (
+                f"{name}_well", known.errors, {"long_name": f"standard deviation of the error of {name}", "units": unit},
+            )  # fmt: skip
+            variables[f"{name}_cell"] = (f"{name}_well", known.cells, {"long_name": "cell of the well, from 0"})
+    told = provenance.session("exafield", 1, 1, torch.device("cpu"))
+    return xarray.Dataset(
+        variables,
+        coords={"quantile": ("quantile", list(LEVELS), {"long_name": "probability of a smaller value"})},
+        attrs={
+            "Conventions": "CF-1.10 UGRID-1.0",
+            "title": f"posterior of transmissivity and head, {site.name}",
+            "history": f"{told['started']}: {told['command']} (exafield {told['exafield']})",
+            "provenance": json.dumps(told),
+            "misfit": posterior.misfit,
+            **attributes,
+        },
+    )
+
+
+def _told(name: str, samples: Float[np.ndarray, "sample cell"]) -> dict[str, Any]:
+    long, unit = _ABOUT[name]
+    about = {"units": unit, "mesh": "mesh", "location": "face"}
+    quantiles = np.quantile(samples, LEVELS, axis=0)
+    return {
+        f"{name}_mean": ("cell", samples.mean(axis=0), {"long_name": f"mean of {long}", **about}),
+        f"{name}_std": ("cell", samples.std(axis=0), {"long_name": f"standard deviation of {long}", **about}),
+        f"{name}_quantile": (("quantile", "cell"), quantiles, {"long_name": f"quantiles of {long}", **about}),
+        f"{name}_sample": (
+            ("sample", "cell"), samples.astype(np.float32), {"long_name": f"samples of {long}", **about},
+        ),
+    }  # fmt: skip
+
+
+def _mesh(site: Site) -> dict[str, Any]:
+    """UGRID's description of the mesh; where corners are not known, centres alone."""
+    mesh = site.mesh
+    variables: dict[str, Any] = {
+        f"cell_{axis}": ("cell", mesh.centres[:, number], {"long_name": f"{axis} of the centre", "units": "m"})
+        for number, axis in enumerate("xy")
+    }
+    variables["cell_area"] = ("cell", mesh.areas, {"long_name": "area of the cell", "units": "m2"})
+    if mesh.corners is not None:
+        variables["mesh"] = (
+            (), 0,
+            {"cf_role": "mesh_topology", "topology_dimension": 2, "node_coordinates": "node_x node_y",
+             "face_node_connectivity": "cell_nodes", "face_coordinates": "cell_x cell_y", "face_dimension": "cell"},
+        )  # fmt: skip
+        for number, axis in enumerate("xy"):
+            variables[f"node_{axis}"] = ("node", mesh.vertices[:, number], {"long_name": axis, "units": "m"})
+        variables["cell_nodes"] = (
+            ("cell", "corner"), mesh.corners.astype(np.int32),
+            {"cf_role": "face_node_connectivity", "start_index": 0, "_FillValue": np.int32(-1)},
+        )  # fmt: skip
+    return variables
