@@ -223,7 +223,7 @@ def test_settings_of_another_network(
     (copy / "run.yaml").write_text(text.replace(old, new))
     assert apply(copy, work / "year.nc", "--out", tmp_path / "m.nc") == FAILED
     said = capsys.readouterr().err
-    assert f"step-00000004 does not fit {copy / 'run.yaml'}: " in said
+    assert f"the checkpoint of step 4 in {copy} does not fit its run.yaml: " in said
     assert says in said
     assert said.endswith("was run.yaml changed after the training?\n")
     assert len(said) < 1000, "more is said than anybody reads"

@@ -8,6 +8,7 @@ import pytest
 
 from exafield import cli, runfile
 from exafield.apply.climate import ApplyClimate
+from exafield.apply.subsurface import ApplySubsurface
 from exafield.arguments import ReportOn, Submit, TraceOf, Train
 from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
 from exafield.given import starting_run

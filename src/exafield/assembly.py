@@ -49,7 +49,9 @@ class Subject(Protocol):
         """Settings, complete, that a checkpoint depends on, by the names of their options."""
         ...
 
-    def problem(self, question: Any, *, optimiser: Optimiser, schedule: Schedule, seed: int) -> Problem:
+    def problem(
+        self, question: Any, *, optimiser: Optimiser, schedule: Schedule, seed: int, batch_size: int
+    ) -> Problem:
         """The problem these settings describe."""
         ...
 
@@ -170,5 +172,9 @@ def problem(run: Run) -> Any:
     """
     training = run.training
     return subject(run.problem).problem(
-        run.problem, optimiser=optimiser(training), schedule=schedule(training), seed=training.seed
+        run.problem,
+        optimiser=optimiser(training),
+        schedule=schedule(training),
+        seed=training.seed,
+        batch_size=training.batch_size,
     )

@@ -199,6 +199,7 @@ GENERATOR = Choice(
         "spectral": Option("Spectral", {"scales": int, "critic": float}),
         "hierarchical": Option("Hierarchical", {"subdomains": int, "overlap": int, "critic": float}),
         "facies": Option("Facies", {"critic": float}),
+        "paper": Option("Paper", {"network": str, "noise": int}),
     },
 )
 
@@ -256,8 +257,9 @@ class Subsurface:
     Args:
         data: what is learnt from.
         generator: of ln T: spectral (Gaussian, such as spectral:scales=2,critic=0.1), hierarchical (a coarse one of the
-            site and a fine one of each subdomain, such as hierarchical:subdomains=4), or facies (two kinds of rock,
-            learnt from full fields).
+            site and a fine one of each subdomain, such as hierarchical:subdomains=4), facies (two kinds of rock, learnt
+            from full fields), or paper (networks of position, tied by the residual; network=separable, coordinate or
+            modes).
     """
 
     name: ClassVar[str] = "subsurface"

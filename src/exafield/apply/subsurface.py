@@ -14,7 +14,7 @@ from exafield.setting import RunError
 from exafield.store import atomic_write
 from exafield.subsurface.flags import WellTable
 
-Method = Literal["laplace", "rml", "hmc", "kriging", "esmda", "montecarlo"]
+Method = Literal["laplace", "rml", "hmc", "kriging", "esmda", "montecarlo", "facies"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ApplySubsurface:
         out: the posterior: .zarr or .nc.
         method: laplace (the maximum, its linearisation, samples corrected through the flow equation), rml (an optimum
             for each sample), hmc (chains, exact if they converge), kriging (of ln T alone), esmda (an ensemble
-            smoother) or montecarlo (the prior weighed by the data, for few of them).
+            smoother), montecarlo (the prior weighed by the data, for few of them) or facies (for laws of two
+            kinds of rock). None: facies for these, else laplace.
         samples: of the posterior.
         hold_back: share of the wells that are not told, to judge by.
         seed: of samples and of the wells held back.
@@ -40,7 +41,7 @@ class ApplySubsurface:
     run: tyro.conf.Positional[Path]
     table: Annotated[WellTable, tyro.conf.arg(name="")]
     out: Path
-    method: Method = "laplace"
+    method: Method | None = None
     samples: int = 200
     hold_back: float | None = None
     seed: int = 0
@@ -61,6 +62,7 @@ def infer(arguments: ApplySubsurface) -> int:
     if arguments.samples < 2:
         raise RunError(f"--samples {arguments.samples}: a posterior needs two samples at least")
     from exafield.subsurface import assembly, results
+    from exafield.subsurface.facies_generator import FaciesGenerator
     from exafield.subsurface.methods import METHODS
     from exafield.subsurface.study import study
 
@@ -71,13 +73,14 @@ def infer(arguments: ApplySubsurface) -> int:
     if arguments.hold_back is not None:
         wells, held = wells.split(arguments.hold_back, arguments.seed)
     prior = style.prior(states(arguments.run, style.generators, step), site, lambda: assembly.lesson(question))
+    method = arguments.method or ("facies" if isinstance(prior, FaciesGenerator) else "laplace")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = METHODS[arguments.method](
+        found = METHODS[method](
             site, prior, wells.log_transmissivity, wells.head, samples=arguments.samples, seed=arguments.seed
         )
     judged = study(site, found, wells, held)
-    told = {"method": arguments.method, "run": arguments.run.name, "checkpoint": digest(arguments.run, step)}
+    told = {"method": method, "run": arguments.run.name, "checkpoint": digest(arguments.run, step)}
     results.write(arguments.out, site, found, wells, told)
     stem = arguments.out.with_suffix("")
     maps, calibration, numbers = (stem.with_name(stem.name + end) for end in ("-maps.png", "-known.png", ".json"))

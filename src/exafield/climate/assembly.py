@@ -101,7 +101,9 @@ def loss(question: Climate) -> Callable[[tuple[float, ...]], Loss] | Loss:
     return made if question.frequencies == "measured" else made(FREQUENCIES)
 
 
-def problem(question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed: int) -> ClimateProblem:
+def problem(
+    question: Climate, *, optimiser: Optimiser, schedule: Schedule, seed: int, batch_size: int
+) -> ClimateProblem:
     """The problem these settings describe.
 
     Raises:

@@ -60,7 +60,9 @@ def generation(settings: Simulation) -> Generation:
     )
 
 
-def problem(question: Microscopy, *, optimiser: Optimiser, schedule: Schedule, seed: int) -> MicroscopyProblem:
+def problem(
+    question: Microscopy, *, optimiser: Optimiser, schedule: Schedule, seed: int, batch_size: int
+) -> MicroscopyProblem:
     """The problem these settings describe."""
     return MicroscopyProblem(
         generation(question.data),

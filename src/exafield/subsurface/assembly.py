@@ -109,7 +109,11 @@ def sensors(where: Site, data: Aquifer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lesson(
-    question: Subsurface, optimiser: Optimiser | None = None, schedule: Schedule | None = None, seed: int = 0
+    question: Subsurface,
+    optimiser: Optimiser | None = None,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> Lesson:
     """What is learnt from; data that is not there yet is generated.
 
@@ -120,14 +124,15 @@ def lesson(
     wanted = generation(data)
     if wanted is None and data.snapshots != "auto":
         given = _archive(Path(data.snapshots), where)
-        return Lesson(where, given, None, None, optimiser, schedule, seed)
+        return Lesson(where, given, None, None, optimiser, schedule, seed, batch_size)
     if wanted is not None:
         train, test = load(generate(data, ProcessEngine()), wanted)
     else:
         train, test = (hanford_snapshots(part) for part in ("train", "test"))
         train, test = train.rows(slice(data.train)), test.rows(slice(data.test))
     at_y, at_u = sensors(where, data)
-    return Lesson(where, train.at(y_cells=at_y, u_cells=at_u), test, train, optimiser, schedule, seed)
+    seen = train.at(y_cells=at_y, u_cells=at_u)
+    return Lesson(where, seen, test, train, optimiser, schedule, seed, batch_size)
 
 
 def _archive(path: Path, where: Site) -> Snapshots:
@@ -149,10 +154,10 @@ def _archive(path: Path, where: Site) -> Snapshots:
     return snapshots
 
 
-def problem(question: Subsurface, *, optimiser: Optimiser, schedule: Schedule, seed: int) -> Problem:
+def problem(question: Subsurface, *, optimiser: Optimiser, schedule: Schedule, seed: int, batch_size: int) -> Problem:
     """The problem these settings describe.
 
     Raises:
         RunError: the site or its snapshots cannot be used.
     """
-    return style(question).problem(lesson(question, optimiser, schedule, seed))
+    return style(question).problem(lesson(question, optimiser, schedule, seed, batch_size))

@@ -1,5 +1,6 @@
 """The exponential average of a module's parameters, kept beside them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ class Averaged(nn.Module):
         if self.training:
             return self.module(*args)
         return functional_call(self.module, self.average(), args)
+
+
+def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages in the state of an :class:`Averaged`, by the names of the module's parameters."""
+    return {
+        name.removeprefix(PREFIX).replace("/", "."): value for name, value in state.items() if name.startswith(PREFIX)
+    }
 
 
 def _key(name: str) -> str:

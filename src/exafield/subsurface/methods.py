@@ -6,8 +6,10 @@ import torch
 
 from exafield.subsurface import darcy, hmc, montecarlo, posterior, rml
 from exafield.subsurface.esmda import esmda
+from exafield.subsurface.facies_generator import FaciesGenerator
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior
+from exafield.subsurface.nonlinear_inference import infer_facies
 from exafield.subsurface.posterior import Posterior, posterior_of
 from exafield.subsurface.site import Site
 
@@ -83,7 +85,26 @@ def ensemble(
     return Posterior(fields.mean(0).numpy(), fields.numpy(), heads.numpy(), misfit, _STEPS)
 
 
-#: The first is the default.
+def facies(
+    site: Site,
+    prior: Generator,
+    log_transmissivity: Readings | None = None,
+    head: Readings | None = None,
+    *,
+    samples: int = 200,
+    seed: int = 0,
+) -> Posterior:
+    """Of two kinds of rock (:mod:`exafield.subsurface.nonlinear_inference`).
+
+    Raises:
+        ValueError: the prior is another.
+    """
+    if not isinstance(prior, FaciesGenerator):
+        raise ValueError("the method facies needs a prior of two kinds of rock, such as --generator facies learns")
+    return infer_facies(site, prior, log_transmissivity, head, samples=samples, seed=seed)
+
+
+#: The first is the default, the last that of laws of two kinds of rock.
 METHODS: dict[str, Method] = {
     "laplace": posterior.infer,
     "rml": rml.infer,
@@ -91,4 +112,5 @@ METHODS: dict[str, Method] = {
     "kriging": montecarlo.krige,
     "esmda": ensemble,
     "montecarlo": montecarlo.weigh,
+    "facies": facies,
 }
