@@ -125,7 +125,7 @@ WORKS = (
         2018,
         "International Conference for High Performance Computing, Networking, Storage and Analysis (SC18)",
         "arXiv:1810.01993",
-        "control=Tree, and gradients one step late (lag=1)",
+        "the climate problem, control=Tree, and gradients one step late (lag=1)",
     ),
     Work(
         "tang2019doublesqueeze",
@@ -157,7 +157,17 @@ WORKS = (
         2019,
         "arXiv preprint",
         "arXiv:1910.13444",
-        "players on sub-worlds that share ranks",
+        "the subsurface problem, and players on sub-worlds that share ranks",
+    ),
+    Work(
+        "yang2020physics",
+        "misc",
+        ("Liu Yang", "Dongkun Zhang", "George Em Karniadakis"),
+        "Physics-Informed Generative Adversarial Networks for Stochastic Differential Equations",
+        2020,
+        "SIAM Journal on Scientific Computing",
+        "arXiv:1811.02033",
+        "generator=paper of the subsurface problem, and a critic for each group of snapshots",
     ),
     Work(
         "slaughter2020task",

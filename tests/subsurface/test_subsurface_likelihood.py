@@ -51,6 +51,7 @@ def test_likelihood_is_that_of_the_normal_law() -> None:
         assert fit(points, values, intervals=False, **change).log_likelihood < found.log_likelihood
 
 
+@pytest.mark.heavy
 def test_intervals_hold_the_law_as_often_as_they_say() -> None:
     hits = {"length": 0, "mean": 0}
     with warnings.catch_warnings():

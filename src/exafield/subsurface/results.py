@@ -84,7 +84,7 @@ def _dataset(site: Site, posterior: Posterior, wells: Wells, attributes: Mapping
             long, unit = _ABOUT[name]
             variables[f"{name}_read"] = (f"{name}_well", known.values, {"long_name": f"{long}, as read", "units": unit})
             variables[f"{name}_error"] = (
-                f"{name}_well", known.errors, {"long_name": f"standard deviation of the error of {name}", "units": unit},
+                f"{name}_well", known.errors, {"long_name": f"deviation of the error of {name}", "units": unit},
             )  # fmt: skip
             variables[f"{name}_cell"] = (f"{name}_well", known.cells, {"long_name": "cell of the well, from 0"})
     told = provenance.session("exafield", 1, 1, torch.device("cpu"))
