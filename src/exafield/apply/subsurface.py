@@ -76,9 +76,14 @@ def infer(arguments: ApplySubsurface) -> int:
     method = arguments.method or ("facies" if isinstance(prior, FaciesGenerator) else "laplace")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = METHODS[method](
-            site, prior, wells.log_transmissivity, wells.head, samples=arguments.samples, seed=arguments.seed
-        )
+        try:
+            found = METHODS[method](
+                site, prior, wells.log_transmissivity, wells.head, samples=arguments.samples, seed=arguments.seed
+            )
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            raise RunError(str(error)) from error
     judged = study(site, found, wells, held)
     told = {"method": method, "run": arguments.run.name, "checkpoint": digest(arguments.run, step)}
     results.write(arguments.out, site, found, wells, told)
