@@ -124,7 +124,7 @@ spans = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(spans, max_size=20))
 def test_round_trip_and_nesting_on_every_thread(tmp_path_factory: pytest.TempPathFactory, drawn: list) -> None:
     path = tmp_path_factory.mktemp("trace") / "t.json"

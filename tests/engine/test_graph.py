@@ -23,7 +23,7 @@ def graphs(draw: st.DrawFn) -> TaskGraph:
     return TaskGraph(width, np.array(offsets), np.array(widths), np.array(chosen), tuple(relations))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(graphs())
 def test_consumers_are_inputs_read_backwards(graph: TaskGraph) -> None:
     forwards = {(t - 1, q, p) for t, p in graph.tasks() for q in graph.inputs(t, p)}
@@ -33,7 +33,7 @@ def test_consumers_are_inputs_read_backwards(graph: TaskGraph) -> None:
     assert len(graph) == len(list(graph.tasks()))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(graphs(), st.integers(1, 4))
 def test_what_is_sent_is_what_is_received_and_what_is_needed(graph: TaskGraph, size: int) -> None:
     plans = [Plan(graph, rank, size) for rank in range(size)]
@@ -56,7 +56,7 @@ def test_what_is_sent_is_what_is_received_and_what_is_needed(graph: TaskGraph, s
                 assert out == into
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(graphs(), st.integers(1, 3))
 def test_the_table_of_a_plan_says_the_same_as_its_exchanges(graph: TaskGraph, size: int) -> None:
     for rank in range(size):

@@ -63,7 +63,7 @@ def infer(arguments: ApplySubsurface) -> int:
         raise RunError(f"--samples {arguments.samples}: a posterior needs two samples at least")
     from exafield.subsurface import assembly, results
     from exafield.subsurface.facies_generator import FaciesGenerator
-    from exafield.subsurface.methods import METHODS
+    from exafield.subsurface.methods import METHODS, OWN
     from exafield.subsurface.study import study
 
     results.check_target(arguments.out)
@@ -77,7 +77,7 @@ def infer(arguments: ApplySubsurface) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = METHODS[method](
+            found = (METHODS | OWN)[method](
                 site, prior, wells.log_transmissivity, wells.head, samples=arguments.samples, seed=arguments.seed
             )
         except ValueError as error:

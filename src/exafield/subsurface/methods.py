@@ -104,7 +104,7 @@ def facies(
     return infer_facies(site, prior, log_transmissivity, head, samples=samples, seed=seed)
 
 
-#: The first is the default, the last that of laws of two kinds of rock.
+#: For any prior; the first is the default.
 METHODS: dict[str, Method] = {
     "laplace": posterior.infer,
     "rml": rml.infer,
@@ -112,5 +112,6 @@ METHODS: dict[str, Method] = {
     "kriging": montecarlo.krige,
     "esmda": ensemble,
     "montecarlo": montecarlo.weigh,
-    "facies": facies,
 }
+#: For one kind of prior only.
+OWN: dict[str, Method] = {"facies": facies}
