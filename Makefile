@@ -47,7 +47,7 @@ demo: $(STAMPS)/core
 
 # Two files at a time: many tests wait for processes that start.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-engines: $(STAMPS)/engines
 	$(BIN)/python -m pytest --engines tests/engine

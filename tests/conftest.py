@@ -13,12 +13,17 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 torch.set_num_threads(1)
 
 
+# Files that take longest begin first, so that processes side by side end at about the same time.
+_LONGEST = ("test_wheel.py", "test_faults.py", "test_cli.py", "test_submit.py", "test_subsurface_hierarchical_problem.py")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--heavy", action="store_true", help="also run tests that take minutes")
     parser.addoption("--engines", action="store_true", help="also run tests of all programming systems")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
     for item in items:
         if "heavy" in item.keywords and not config.getoption("--heavy"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --heavy"))
