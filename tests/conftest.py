@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 
 # Files that take longest begin first, so that processes side by side end at about the same time.
-_LONGEST = ("test_wheel.py", "test_faults.py", "test_cli.py", "test_submit.py", "test_subsurface_hierarchical_problem.py")
+_LONGEST = ("test_wheel.py", "test_faults.py", "test_cli.py", "test_submit.py", "test_subsurface_hierarchy_law.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -280,7 +280,7 @@ def test_tables(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("ends.csv", "vertex_a,vertex_b,head [m]\n0,1.5,3", "no whole number"),
         ("ends.csv", "vertex_a,vertex_b,head [m]\n0,1", "row 2 has 2 fields"),
         ("ends.csv", "vertex_a,vertex_b,head [m]\n0,40,3", "no boundary face lies between vertices"),
-        ("ends.csv", "a,b\n0,40", "no column 'x'"),
+        ("ends.csv", "a,b\n0,40", "column 'a' is not known, and what it holds would be lost"),
         ("ends.csv", "x,y,head [m]", "no rows"),
         ("ends.csv", "x,y,head [m]\n1e9,0,3", "farther than it is long"),
         ("cells.csv", "cell,transmissivity [m2/d]\n0,3", "must name each of the cells 0..47 once"),

@@ -68,6 +68,8 @@ def infer(arguments: ApplySubsurface) -> int:
 
     results.check_target(arguments.out)
     style, site = assembly.style(question), assembly.site(question.data)
+    if site.head is None and site.log_transmissivity is not None:
+        site = site.solved()
     step = newest(arguments.run, style.generators, arguments.step)
     wells, held = arguments.table.read(site), None
     if arguments.hold_back is not None:
@@ -85,18 +87,19 @@ def infer(arguments: ApplySubsurface) -> int:
                 raise
             raise RunError(str(error)) from error
     judged = study(site, found, wells, held)
+    said = [str(entry.message) for entry in caught]
     told = {"method": method, "run": arguments.run.name, "checkpoint": digest(arguments.run, step)}
-    results.write(arguments.out, site, found, wells, told)
+    results.write(arguments.out, site, found, wells, told | {"warnings": "; ".join([judged.doubt, *said])})
     stem = arguments.out.with_suffix("")
     maps, calibration, numbers = (stem.with_name(stem.name + end) for end in ("-maps.png", "-known.png", ".json"))
     judged.maps(maps)
-    atomic_write(numbers, json.dumps(told | judged.values(), indent=1).encode())
+    atomic_write(numbers, json.dumps(told | judged.values() | {"warnings": said}, indent=1).encode())
     written = [arguments.out, maps, numbers]
     if judged.judged:
         judged.calibration(calibration)
         written.append(calibration)
-    for entry in caught:
-        print(f"warning        {entry.message}")
+    for text in said:
+        print(f"warning        {text}")
     print("\n".join(judged.lines()))
     print("written        " + ", ".join(str(path) for path in written))
     return 0

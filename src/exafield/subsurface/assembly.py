@@ -16,7 +16,7 @@ from exafield.subsurface.checks import SiteError
 from exafield.subsurface.generate import Generation, default_path, load
 from exafield.subsurface.generate import generate as draw
 from exafield.subsurface.hanford import folder as hanford_folder
-from exafield.subsurface.opening import open_site
+from exafield.subsurface.opening import NAMES, open_site
 from exafield.subsurface.site import Site
 from exafield.subsurface.snapshots import Snapshots, hanford_snapshots
 from exafield.subsurface.styles import Lesson, Style
@@ -30,7 +30,10 @@ def complete(question: Subsurface) -> Subsurface:
     Raises:
         ValueError: a parameter is out of range.
     """
-    return replace(question, generator=GENERATOR.complete(question.generator))
+    data = question.data
+    if data.site not in NAMES and Path(data.site).exists():  # the run may be gone on with from elsewhere
+        data = replace(data, site=str(Path(data.site).absolute()))
+    return replace(question, data=data, generator=GENERATOR.complete(question.generator))
 
 
 def learnt(question: Subsurface) -> dict[str, object]:

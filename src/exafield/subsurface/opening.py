@@ -40,7 +40,10 @@ def open_site(name: str, *, length: str | None = None, time: str | None = None) 
             found = ", ".join(mesh.name for mesh in meshes) or "none"
             raise SiteError(f"{path} must hold one mesh.* (or mfsim.nam, of MODFLOW 6), and there is {found}")
         if not (path / "boundary.csv").is_file():
-            raise SiteError(f"{path} holds {meshes[0].name} but no boundary.csv: where are heads fixed?")
+            raise SiteError(
+                f"{path} holds {meshes[0].name} but no boundary.csv, of where heads are given and water enters: "
+                "x [m],y [m],head [m],inflow [m3/d]; see docs/subsurface.md"
+            )
         cells, wells = ((path / f"{kind}.csv") for kind in ("cells", "wells"))
         return from_tables(
             meshes[0],

@@ -1,5 +1,6 @@
 """The law of ln T and heads of a site, learned from snapshots at sensors through the flow equation."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from exafield.subsurface import darcy, maps
 from exafield.subsurface.average import Averaged
 from exafield.subsurface.critic import Critic, critic_loss
 from exafield.subsurface.laws import Law, spectrum
+from exafield.subsurface.likelihood import fit
 from exafield.subsurface.random_fields import SpectralField
 from exafield.subsurface.sensing import View, neighbours
 from exafield.subsurface.site import Site
-from exafield.subsurface.snapshots import Groups, Snapshots
+from exafield.subsurface.snapshots import FEW_SENSORS, Groups, Snapshots, simulated
 from exafield.subsurface.verdict import Report, Rows, errors, floor
 from exafield.world import World
 
@@ -31,6 +33,10 @@ from exafield.world import World
 _HELD_BACK, _DRAWN = 0.1, 1000
 # Fields at a time.
 _CHUNK = 64
+# Distances of samples see smoothness badly: it drifts, and with it how sure an inversion is. So its logarithm is tied
+# to that of the likeliest law of some snapshots, which see it well; and so are coordinates in which readings are
+# uncorrelated made of that law. Weight, number of snapshots, and fields drawn of it: our choice.
+_TETHER, _SEEN, _ALIKE = 0.03, 100, 2000
 # Where a spectral filter starts: lengths as shares of the root of the site's area, and smoothness; our choice.
 _LENGTHS, _SMOOTHNESS = (0.2, 0.03), 1.5
 # And where no ln T is read, its mean and variance: a sandy aquifer of 1,100 m2/d; our choice.
@@ -126,7 +132,9 @@ class FlowProblem:
             if self._critic_weight > 0:
                 sensors = {name: len(part.y_cells) + len(part.u_cells) for name, part in self.groups.items()}
                 self.critics = {name: Critic(count) for name, count in sensors.items()}
-        views = {name: View(self.site, part).to(world.device) for name, part in self.groups.items()}
+        likeliest = self._likeliest()
+        alike = None if likeliest is None else simulated(self.site, likeliest.field(self.site), _ALIKE, self._seed)
+        views = {name: View(self.site, part, alike).to(world.device) for name, part in self.groups.items()}
         model = self.model
 
         def draw(count: int) -> tuple[Tensor, Tensor | None]:
@@ -146,6 +154,9 @@ class FlowProblem:
                         total = total + self._sliced_weight * view.sliced(real, fake)
                 if name in self.critics:
                     total = total - self._critic_weight * self.critics[name](fake).float().mean()
+            if likeliest is not None and isinstance(model.module, SpectralField):
+                off = model.module.log_smoothness - math.log(likeliest.smoothness[0])
+                total = total + _TETHER * off.square().sum()
             return total
 
         def critic(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -185,6 +196,19 @@ class FlowProblem:
             [_SMOOTHNESS],
             mean,
         )
+
+    def _likeliest(self) -> Law | None:
+        """The likeliest law; None where the generator is given, or no group has enough sensors of ln T."""
+        part = max(self.groups.values(), key=lambda part: len(part.y_cells))
+        if isinstance(self._made, nn.Module) or len(part.y_cells) < FEW_SENSORS:
+            return None
+        rows = np.random.default_rng(np.random.SeedSequence((self._seed, 2))).permutation(len(part))[:_SEEN]
+        places, values = self.site.mesh.centres[part.y_cells], part.y[rows]
+        try:
+            found = fit(places, values, smoothness=None, nugget=1e-6 * float(values.var()), intervals=False)
+        except ValueError:  # none is likeliest
+            return None
+        return Law(found.mean, (found.variance,), (found.length,), (found.smoothness,))
 
     @property
     def _noise(self) -> int:

@@ -37,7 +37,7 @@ def from_npz(path: Path | str, *, scale: float = 1.0, name: str | None = None) -
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, BadZipFile) as error:
-        raise SiteError(f"{path} cannot be read as an npz archive: {error}") from error
+        raise SiteError(f"{path} cannot be read as an npz archive: it is damaged, or something else") from error
     for key in ("nodes", "cell_nodes", "bc_face", "bc_kind", "bc_value", "face_nodes"):
         if key not in arrays:
             raise SiteError(f"{path} has no array {key!r}, only {', '.join(sorted(arrays))}")
@@ -92,7 +92,8 @@ def from_tables(
             unit; the nearest boundary face is meant); head and inflow through the face, one of them in each row and the
             other left empty.
         length: unit of the mesh, m or ft; it must be stated, since meshes tell none.
-        cells: columns cell and transmissivity, or conductivity and thickness; every cell once.
+        cells: columns cell and transmissivity, or conductivity and thickness, and recharge, such as recharge [m/d], if
+            there is any; every cell once, numbered from 0: all cells of the mesh's first block, then its next.
         wells: columns x, y and, if they pump, rate (below zero).
 
     Raises:
@@ -101,17 +102,21 @@ def from_tables(
     """
     scale = length_unit(length)
     grid = _meshio(Path(mesh), scale)
+    known, recharge = (None, None) if cells is None else _cell_values(Path(cells), grid)
+    stem = Path(mesh).stem
     site = Site(
         mesh=grid,
         **_conditions(Path(boundary), grid, scale),
-        log_transmissivity=None if cells is None else _transmissivity(Path(cells), grid.cells),
-        name=Path(mesh).stem,
+        log_transmissivity=known,
+        source=recharge,
+        name=Path(mesh).absolute().parent.name if stem == "mesh" else stem,
     )
     if wells is None:
         return site
     table = Table(Path(wells))
+    table.allow("well", "x", "y", "rate")
     rates = table.numbers("rate", 3, -1) if table.has("rate") else None
-    return site.with_wells(np.stack([table.plain("x"), table.plain("y")], axis=-1) * scale, rates)
+    return site.with_wells(_points(table, scale), rates)
 
 
 def _meshio(path: Path, scale: float) -> Mesh:
@@ -133,13 +138,20 @@ def _meshio(path: Path, scale: float) -> Mesh:
     return Mesh.of(points[:, :2] * scale, np.concatenate(rows))
 
 
+def _points(table: Table, scale: float) -> Float[np.ndarray, "row 2"]:
+    """[m]; in the mesh's unit, unless the column's head states another."""
+    stated = [table.numbers(n, 1, 0) if table.units.get(n) else table.plain(n) * scale for n in ("x", "y")]
+    return np.stack(stated, axis=-1)
+
+
 def _conditions(path: Path, mesh: Mesh, scale: float) -> dict[str, Any]:
     """Faces and values of fixed heads and inflows, as a site's arguments."""
     table = Table(path)
+    table.allow("vertex_a", "vertex_b", "x", "y", "head", "inflow")
     if table.has("vertex_a"):
         faces = _boundary_faces(mesh, np.stack([table.whole("vertex_a"), table.whole("vertex_b")], axis=-1), str(path))
     else:
-        points = np.stack([table.plain("x"), table.plain("y")], axis=-1) * scale
+        points = _points(table, scale)
         gaps = np.linalg.norm(mesh.boundary_centres[None] - points[:, None], axis=-1)
         faces = gaps.argmin(axis=1)
         far = np.flatnonzero(gaps.min(axis=1) > mesh.boundary_lengths[faces])
@@ -176,9 +188,10 @@ def _boundary_faces(mesh: Mesh, ends: Int[np.ndarray, "row 2"], source: str) -> 
     return faces
 
 
-def _transmissivity(path: Path, cells: int) -> Float[np.ndarray, "cell"]:
-    """Natural logarithm of m2/d."""
-    table = Table(path)
+def _cell_values(path: Path, mesh: Mesh) -> tuple[Float[np.ndarray, "cell"], Float[np.ndarray, "cell"] | None]:
+    """Natural logarithm of m2/d, and what recharge brings into each cell [m3/d]."""
+    table, cells = Table(path), mesh.cells
+    table.allow("cell", "transmissivity", "conductivity", "thickness", "recharge")
     numbers = table.whole("cell")
     if not np.array_equal(np.sort(numbers), np.arange(cells)):
         raise SiteError(f"{path} must name each of the cells 0..{cells - 1} once; it has {len(numbers)} rows")
@@ -188,6 +201,7 @@ def _transmissivity(path: Path, cells: int) -> Float[np.ndarray, "cell"]:
         conductivity, thickness = table.numbers("conductivity", 1, -1), table.numbers("thickness", 1, 0)
         check_positive("conductivity", conductivity[np.argsort(numbers)])
         values = conductivity * thickness
-    ordered = values[np.argsort(numbers)]
-    check_positive("transmissivity", ordered)
-    return np.asarray(np.log(ordered))
+    order = np.argsort(numbers)
+    check_positive("transmissivity", values[order])
+    recharge = table.numbers("recharge", 1, -1)[order] * mesh.areas if table.has("recharge") else None
+    return np.asarray(np.log(values[order])), recharge

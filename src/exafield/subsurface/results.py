@@ -59,7 +59,7 @@ def write(
     part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         if path.suffix == ".zarr":
-            dataset.to_zarr(part, mode="w", zarr_format=3, consolidated=False)
+            dataset.to_zarr(part, mode="w", zarr_format=2, consolidated=True)
             if path.is_dir():
                 shutil.rmtree(path)
         else:
@@ -97,6 +97,7 @@ def _dataset(site: Site, posterior: Posterior, wells: Wells, attributes: Mapping
             "history": f"{told['started']}: {told['command']} (exafield {told['exafield']})",
             "provenance": json.dumps(told),
             "misfit": posterior.misfit,
+            "note": posterior.note,
             **attributes,
         },
     )

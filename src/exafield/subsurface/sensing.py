@@ -14,15 +14,22 @@ from exafield.subsurface.transform import Robust
 
 
 class View(nn.Module):
-    """A group's sensors: what they see of fields, on a common scale, and the distance of laws there."""
+    """A group's sensors: what they see of fields, on a common scale, and the distance of laws there.
 
-    def __init__(self, site: Site, part: Snapshots) -> None:
+    Args:
+        site: of the fields.
+        part: snapshots of the group.
+        alike: full fields of a law much like theirs, see :class:`exafield.subsurface.sliced.Sliced`.
+    """
+
+    def __init__(self, site: Site, part: Snapshots, alike: Snapshots | None = None) -> None:
         super().__init__()
         self.y, self.u = (Robust(part.y, tails=False), Robust(part.u, tails=True))
         for name, cells in (("y_cells", part.y_cells), ("u_cells", part.u_cells)):
             self.register_buffer(name, torch.tensor(cells), persistent=False)
         readings = self._joined(torch.tensor(part.y).float(), torch.tensor(part.u).float())
-        self.sliced = Sliced(readings, neighbours(site, part))
+        drawn = None if alike is None else self.see(torch.tensor(alike.y).float(), torch.tensor(alike.u).float())
+        self.sliced = Sliced(readings, neighbours(site, part), drawn)
 
     def see(self, y: Float[Tensor, "batch cell"], u: Float[Tensor, "batch cell"] | None) -> Tensor:
         """Of fields."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 _DIRECTIONS, _NEAREST = 128, 3
 # Patterns with less than this share of the mean variance are not blown up beyond it: they are noise (our choice).
 _LEAST = 0.01
+# Readings for each column, of which uncorrelated coordinates can be made (our choice).
+_MANY = 10
 
 
 def unbiased_wasserstein(
@@ -48,9 +50,17 @@ class Sliced(nn.Module):
     Args:
         readings: training readings, scaled to order 1.
         pairs: columns to subtract, the neighbours.
+        alike: readings of a law much like the one to learn, of which uncorrelated coordinates are made; None: of the
+            training readings, if there are many. In coordinates made of few readings these vary less than new ones of
+            their own law, and fields would be learnt too smooth.
     """
 
-    def __init__(self, readings: Float[Tensor, "snapshot column"], pairs: Int[np.ndarray, "pair 2"]) -> None:
+    def __init__(
+        self,
+        readings: Float[Tensor, "snapshot column"],
+        pairs: Int[np.ndarray, "pair 2"],
+        alike: Float[Tensor, "row column"] | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("pairs", torch.tensor(pairs.T, dtype=torch.int64), persistent=False)
         first, second = self.get_buffer("pairs")
@@ -58,7 +68,7 @@ class Sliced(nn.Module):
         spread = apart.std(0) if len(first) else apart.new_ones(0)
         # Where neighbours never differ there is nothing to compare, and nothing to divide by.
         self.register_buffer("spread", torch.where(spread > 0, spread, 1.0), persistent=False)
-        self.register_buffer("whiten", _whitening(readings), persistent=False)
+        self.register_buffer("whiten", _whitening(readings if alike is None else alike), persistent=False)
 
     def forward(self, real: Float[Tensor, "batch column"], fake: Float[Tensor, "batch column"]) -> Float[Tensor, ""]:
         """Zero on average where the laws agree."""
@@ -89,7 +99,7 @@ def _directions(like: Tensor, count: int) -> Tensor:
 
 def _whitening(readings: Tensor) -> Tensor:
     """(column, column) that makes the readings uncorrelated; none where there are too few to tell how."""
-    if len(readings) <= readings.shape[1]:
+    if len(readings) < _MANY * readings.shape[1]:
         return readings.new_zeros(0, 0)
     values, vectors = torch.linalg.eigh(torch.atleast_2d(readings.double().T.cov()))
     scale = values.clamp(min=_LEAST * float(values.mean())).rsqrt()

@@ -21,7 +21,7 @@ from exafield.subsurface.site import Site
 
 # Below these a law is told to be uncertain (our choice): sensors tell of the correlation by their pairs, and a standard
 # deviation from n snapshots is known to 1 / sqrt(2 n).
-_FEW_SENSORS, _FEW_SNAPSHOTS = 25, 100
+FEW_SENSORS, _FEW_SNAPSHOTS = 25, 100
 # Realisations that are drawn and solved for at a time: what is held in memory, and nothing else.
 _AT_ONCE = 64
 
@@ -154,9 +154,9 @@ class Snapshots:
         Warns:
             SnapshotWarning: there are few sensors or snapshots; says what that leaves open.
         """
-        if len(self.y_cells) < _FEW_SENSORS:
+        if len(self.y_cells) < FEW_SENSORS:
             warnings.warn(
-                f"{len(self.y_cells)} sensors of ln T are few (fewer than {_FEW_SENSORS}): {self._open(site)}",
+                f"{len(self.y_cells)} sensors of ln T are few (fewer than {FEW_SENSORS}): {self._open(site)}",
                 SnapshotWarning,
                 stacklevel=3,
             )

@@ -18,6 +18,8 @@ from exafield.subsurface.wells import Wells
 
 # Bins of the rank histogram, and at most of the correlogram, over a quarter of the site's extent; our choice.
 _RANKS, _DISTANCES = 10, 24
+# Beyond this misfit samples are another aquifer's; our choice: linearised samples have 2.
+_HONOURED = 2.5
 _LEVELS = np.linspace(0.1, 0.98, 12)
 
 
@@ -69,10 +71,12 @@ class Study:
                 *np.quantile(spread, [0, 1, 0.5])
             ),
         ]
+        if self.doubt:
+            lines.insert(0, f"WARNING        {self.doubt}")
         if (out := self.discharge) is not None:
             lines.append(
-                f"discharge      {out.mean:,.0f} m3/d leave through faces where heads are given, such as a river's; "
-                f"90 % interval {out.low:,.0f} to {out.high:,.0f}"
+                f"discharge      {out.mean:,.0f} m3/d leave where heads are given, such as to rivers, be it water that "
+                f"entered there or elsewhere; 90 % interval {out.low:,.0f} to {out.high:,.0f}"
             )
         if self.posterior.note:
             lines.append(f"note           {self.posterior.note}")
@@ -80,6 +84,31 @@ class Study:
             lines.append(f"{'':34s} places    RMSE    CRPS  in 90 % interval")
         lines += [f"{j.name:34s} {j.places:6d}  {j.rmse:6.3f}  {j.crps:6.3f}  {j.cover:.1%}" for j in self.judged]
         return lines
+
+    @cached_property
+    def doubt(self) -> str:
+        """Why not to use it; empty if nothing is known against it."""
+        if self.posterior.misfit <= _HONOURED:
+            return ""
+        worst, text = 0.0, ""
+        for name, samples, known in (
+            ("ln T", self.posterior.log_transmissivity, self.wells.log_transmissivity),
+            ("head", self.posterior.head, self.wells.head),
+        ):
+            if known is None:
+                continue
+            means = samples[:, known.cells].mean(axis=0)
+            off = np.abs(means - known.values) / known.errors
+            if off.max() > worst:
+                at = int(off.argmax())
+                worst = float(off[at])
+                text = (
+                    f"{name} in cell {known.cells[at]} reads {known.values[at]:.6g}, and samples have {means[at]:.6g}"
+                )
+        return (
+            f"samples do not honour the readings: misfit {self.posterior.misfit:.3g}, 1 is right. Worst: {text}. Check "
+            "datum and unit, whether errors are too small and whether the law can make such fields; try --method rml"
+        )
 
     @cached_property
     def discharge(self) -> Interval | None:
@@ -97,7 +126,12 @@ class Study:
 
     def values(self) -> dict[str, Any]:
         """All numbers."""
-        told: dict[str, Any] = {"misfit": self.posterior.misfit, "judged": [asdict(one) for one in self.judged]}
+        told: dict[str, Any] = {
+            "misfit": self.posterior.misfit,
+            "note": self.posterior.note,
+            "doubt": self.doubt,
+            "judged": [asdict(one) for one in self.judged],
+        }
         if (out := self.discharge) is not None:
             told["discharge_m3_per_day"] = {"mean": out.mean, "low": out.low, "high": out.high}
         return told
@@ -113,7 +147,7 @@ class Study:
         panels = [Panel("ln T, mean", y.mean(axis=0), label, COLOURS["log_transmissivity"], limits, at_y)]
         panels.append(Panel("ln T, standard deviation", y.std(axis=0), label, COLOURS["spread"], None, at_y))
         if truth is not None:
-            panels.insert(0, Panel("ln T, true", truth, label, COLOURS["log_transmissivity"], limits, at_y))
+            panels.insert(0, Panel("ln T of the site", truth, label, COLOURS["log_transmissivity"], limits, at_y))
         heads = u.mean(axis=0) if site.head is None else site.head
         low, high = (float(x) for x in np.quantile(heads, [0.01, 0.99]))
         panels.append(
@@ -121,8 +155,9 @@ class Study:
         )
         panels.append(Panel("head, standard deviation", u.std(axis=0), "[m]", COLOURS["spread"], None, at_u))
         if site.head is not None:
-            panels.insert(3, Panel("head, true", site.head, "head [m]", COLOURS["head"], (low, high), at_u))
-        draw(path, site, panels, columns=len(panels) // 2, title=f"{site.name}: between the wells")
+            panels.insert(3, Panel("head of the site", site.head, "head [m]", COLOURS["head"], (low, high), at_u))
+        doubt = f" (NOT TO BE USED: misfit {self.posterior.misfit:.3g})" if self.doubt else ""
+        draw(path, site, panels, columns=-(-len(panels) // 2), title=f"{site.name}: between the wells{doubt}")
 
     def calibration(self, path: Path) -> None:
         """Draws what share of the answers intervals hold, their ranks, and how fields are correlated."""

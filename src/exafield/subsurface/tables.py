@@ -35,6 +35,15 @@ class Table:
             if unit:
                 self.units[name.strip().lower()] = unit.strip().removesuffix("]").strip()
 
+    def allow(self, *names: str) -> None:
+        """Raises SiteError if there are other columns: what they hold would be lost without a word."""
+        others = [name for name in self.columns if name not in names]
+        if others:
+            raise SiteError(
+                f"{self.path}: column {others[0]!r} is not known, and what it holds would be lost: known are "
+                f"{', '.join(names)}; rename it or leave it out"
+            )
+
     @property
     def rows(self) -> int:
         """Under the head line."""

@@ -18,7 +18,7 @@ _HALVINGS = 16
 _WAYS = 128
 # A gate does not ask for more than this many sampling floors; our choice.
 _FLOORS = 2.0
-# What a good run reaches, from the benchmark on the Hanford Site: 0.12 m of 17 m between fixed heads, and shares.
+# What a good run reaches on the Hanford Site: 0.12 m of 17 m between fixed heads, and shares.
 # The standard deviation of heads is not asked for: see `Report`.
 _TARGETS = {"width_head": 0.08, "std_y": 0.06, "neighbour_correlation": 0.02}
 _MEAN_HEAD = 0.12 / 17

@@ -14,6 +14,9 @@ from exafield.subsurface.kriging import Readings, WellError, cells_of, readings
 from exafield.subsurface.site import Site
 from exafield.subsurface.tables import Table
 
+# Heads farther off those at the boundary are of another datum or unit (our choice): mountains are not as high.
+_FAR = 1000.0
+
 
 @dataclass(frozen=True)
 class Wells:
@@ -77,6 +80,9 @@ def read_wells(
         WellError: a well is outside the mesh, or wells in one cell contradict each other; names the wells.
     """
     table = Table(Path(path))
+    table.allow(
+        "well", "x", "y", "cell", "transmissivity", "conductivity", "thickness", "log_error", "head", "head_error"
+    )
     names = table.columns.get("well") or [f"row {number}" for number in range(2, table.rows + 2)]
     cells = _cells(table, site, names)
     measured = table.filled("transmissivity") | table.filled("conductivity")
@@ -88,13 +94,26 @@ def read_wells(
     read = None
     if head.any():
         errors = _errors(table, "head_error", head, head_error, unit=True)
-        read = readings(cells[head], table.numbers("head", 1, 0, head), errors, _named(names, head))
+        values = table.numbers("head", 1, 0, head)
+        _check_heads(table, site, values, head)
+        read = readings(cells[head], values, errors, _named(names, head))
     if known is None and read is None:
         raise SiteError(
             f"{path} holds no reading: there must be values in a column transmissivity [m2/d] or head [m], and its "
             f"columns are {', '.join(table.columns)}"
         )
     return Wells(known, read)
+
+
+def _check_heads(table: Table, site: Site, values: Float[np.ndarray, "some"], rows: Bool[np.ndarray, "row"]) -> None:
+    """Raises SiteError for heads that are of another datum or unit."""
+    given = np.concatenate([site.fixed_heads, site.fixed_cell_heads, site.leak_heads])
+    far = np.flatnonzero((values < given.min() - _FAR) | (values > given.max() + _FAR))
+    if far.size:
+        raise SiteError(
+            f"{table.path}, row {np.flatnonzero(rows)[far[0]] + 2}: a head of {values[far[0]]:.6g} m is more than "
+            f"{_FAR:g} m off those of the boundary, {given.min():.6g} to {given.max():.6g} m: check datum and unit"
+        )
 
 
 def _named(names: list[str], rows: Bool[np.ndarray, "row"]) -> list[str]:
@@ -175,7 +194,8 @@ def measure(
     """Readings of a site's own field with errors: an inverse problem whose answer is known.
 
     Transmissivities are read in cells drawn at random, or those of a set of the site if it has one of that size (the
-    seed chooses among its alternatives); heads in wells drawn at random from those there are.
+    seed chooses among its alternatives); heads in wells drawn at random from those there are, in any
+    cells where no wells are known.
 
     Args:
         site: with log-transmissivity and heads.
@@ -192,7 +212,7 @@ def measure(
     parts: list[Readings | None] = []
     for name, count, places, values, error in (
         ("transmissivities", log_transmissivities, np.arange(site.cells), site.log_transmissivity, log_error),
-        ("heads", heads, site.well_cells, site.head, head_error),
+        ("heads", heads, site.well_cells if len(site.well_cells) else np.arange(site.cells), site.head, head_error),
     ):
         if not 0 <= count <= len(places):
             raise SiteError(f"{count} {name} cannot be read: there are {len(places)} places in {site.name}")
