@@ -23,6 +23,7 @@ from exafield.subsurface.random_fields import MeshSpectrum
 from exafield.subsurface.site import Site
 from exafield.subsurface.sliced import unbiased_wasserstein
 from exafield.subsurface.snapshots import Snapshots
+from exafield.subsurface.verdict import Figures
 from exafield.world import World
 
 # Lines of one direction in each field, pairs of direction and length, and projections in each step; our choice.
@@ -31,6 +32,21 @@ _LINES, _LOOKS, _PROJECTIONS = 200, 6, 32
 _PENALTY = 10.0
 # Fields drawn at a time and in all to judge, and shown of each kind; our choice.
 _CHUNK, _DRAWN, _SHOWN = 64, 256, 3
+
+_SAID = {
+    "learned_proportion": "share of bodies, learned",
+    "learned_connectivity": "two cells in bodies are of the same one, learned",
+    "learned_neighbour_correlation": "correlation of neighbours, learned",
+    "learned_std": "standard deviation of ln T, learned",
+    "held_proportion": "share of bodies, held back",
+    "held_connectivity": "two cells in bodies are of the same one, held back",
+    "held_neighbour_correlation": "correlation of neighbours, held back",
+    "held_std": "standard deviation of ln T, held back",
+    "marginal": "single values, mean distance of quantiles",
+    "floor_marginal": "the same of training images",
+    "lines": "along lines, sliced-Wasserstein [standard deviations]",
+    "floor_lines": "the same of training images",
+}
 
 
 class FaciesProblem:
@@ -186,6 +202,10 @@ class FaciesProblem:
         found["floor_marginal"] = self._marginal(floor)
         found["lines"], found["floor_lines"] = self._distance(made), self._distance(floor)
         return found
+
+    def report(self, world: World) -> Figures | None:
+        """What was learnt, in words; rank 0 gets it."""
+        return Figures(self.evaluate(world), _SAID) if world.rank == 0 else None
 
     @property
     def _cut(self) -> float:

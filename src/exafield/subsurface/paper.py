@@ -25,6 +25,7 @@ from exafield.subsurface.separable import Modes, Separable
 from exafield.subsurface.site import Site
 from exafield.subsurface.snapshots import Snapshots
 from exafield.subsurface.transform import Robust
+from exafield.subsurface.verdict import Figures
 from exafield.world import World
 
 # Share of snapshots held back without a test group; fields drawn to judge the law, and at a time (our choice).
@@ -38,6 +39,15 @@ _MODES = 256
 Style = Literal["coordinate", "separable", "modes"]
 #: Location and spread of the readings of each quantity.
 Scales = Mapping[str, tuple[float, float]]
+
+_SAID = {
+    "y_mean": "mean of ln T at held-back sensors, rel. L2",
+    "y_std": "standard deviation of ln T there, rel. L2",
+    "u_mean": "mean head there, rel. L2",
+    "u_std": "standard deviation of heads there, rel. L2",
+    "f_rms": "residual of the equation, rms [m on a site]",
+    "head_apart": "heads generated, off those solved for their ln T, rms [m]",
+}
 
 
 class PaperProblem:
@@ -181,6 +191,11 @@ class PaperProblem:
                 if true.any():
                     found[f"{key}_{name}"] = float(np.linalg.norm(made - true) / np.linalg.norm(true))
         return found | self._fields.checks(self._noise(0, world.device))
+
+    def report(self, world: World) -> Figures | None:
+        """What was learnt, in words. Collective; rank 0 gets it."""
+        found = self.evaluate(world)
+        return Figures(found, _SAID) if world.rank == 0 else None
 
     @torch.no_grad()
     def _moments(self, world: World) -> dict[str, np.ndarray]:
