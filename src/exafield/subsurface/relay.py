@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exafield.setting import RunError
 from exafield.subsurface import darcy
 from exafield.subsurface.exchange import HUB, Layout, Links, fine
 from exafield.subsurface.hierarchy import Hierarchy
@@ -171,13 +172,13 @@ class Relay:
         """The loss of a judge's critic, and in the last of its moves, before it, its judgement."""
         call = self._calls[role] = self._calls.get(role, -1) + 1
         if call >= self.moves:
-            raise ValueError(
+            raise RunError(
                 "hierarchy: each move has a batch of fields of its own, so gradients of several draws cannot be added "
                 "up: set accumulate to 1, and batch_size higher instead"
             )
         count = len(next(iter(batch.values())))
         if count != self.rows:
-            raise ValueError(
+            raise RunError(
                 f"hierarchy: it makes {self.rows} fields for {count} snapshots: set batch_size to {self.rows}"
             )
         if role not in self._readings:
