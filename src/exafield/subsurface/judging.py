@@ -4,6 +4,7 @@ A judge sees readings only, never fields: few numbers that can come from another
 sliced-Wasserstein distance, and its judgement, which generators want low, is of both.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,7 +25,7 @@ from exafield.subsurface.transform import Robust
 _FACES = 8
 
 
-class Judge(nn.Module):
+class Judge(nn.Module, ABC):
     """A critic and the sliced-Wasserstein distance on readings. Subclasses say what these are.
 
     Args:
@@ -39,6 +40,7 @@ class Judge(nn.Module):
         self._weights = sliced_weight, critic_weight
         self.critic = Critic(columns)
 
+    @abstractmethod
     def see(
         self,
         whole: Float[Tensor, "batch cell"],
@@ -53,19 +55,22 @@ class Judge(nn.Module):
             head: theirs [m].
             coarse, fine: their two levels, as in `Hierarchy.assembled`.
         """
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def read(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "batch column"]:
         """Readings of snapshots."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def scaled(self, readings: Float[Tensor, "batch column"]) -> Float[Tensor, "batch column"]:
         """Readings on a common scale."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def distance(self, real: Float[Tensor, "batch column"], fake: Float[Tensor, "batch column"]) -> Float[Tensor, ""]:
         """Sliced-Wasserstein, of scaled readings."""
-        raise NotImplementedError
+        ...
 
     def judgement(self, batch: Mapping[str, Tensor], readings: Float[Tensor, "batch column"]) -> Float[Tensor, ""]:
         """What generators want low; in fp32, since its gradient is taken without a loss scale."""
