@@ -304,4 +304,5 @@ def test_a_training_ends_as_one(sent: signal.Signals, tmp_path: Path, cache: str
         assert "rank 1 of 2 was killed by signal 9 (SIGKILL)" in said
     else:
         assert process.returncode == INTERRUPTED
+        assert "with no checkpoint to go on from" in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())

@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who read us, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except KeyboardInterrupt as error:
+        if place is None or not place.rank:
+            _say(str(error) or "interrupted")
         return _end(place, INTERRUPTED)
     except Exception as error:
         code = _explained(error, place)

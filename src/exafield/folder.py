@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from exafield import __version__, assembly, runfile
+from exafield.checkpoint import Checkpoints
 from exafield.run import Run, RunError
 from exafield.store import ROOT, RunFolder, StoreError, atomic_write
 from exafield.trainer import Trainer
@@ -86,10 +87,24 @@ def kept_if_trained(folder: RunFolder, before: set[str] | None, world: World) ->
     trainers: list[Trainer] = []
     try:
         yield trainers
-    except BaseException:
-        if not any(trainer.steps for trainer in trainers) and not world.rank:
+    except BaseException as error:
+        steps = max((trainer.steps for trainer in trainers), default=0)
+        if not steps and not world.rank:
             _take_away(folder.path, before)
+        if steps and isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_left(folder, steps, world)) from error
         raise
+
+
+def _left(folder: RunFolder, steps: int, world: World) -> str:
+    """What is left of a run that was interrupted."""
+    kept = Checkpoints(folder.path / "checkpoints", world).steps()
+    if kept:
+        return f"interrupted at step {steps}; its last checkpoint is of step {kept[-1]}: --resume {folder.path}"
+    return (
+        f"interrupted at step {steps}, with no checkpoint to go on from: --checkpoint-every N writes some, and kill "
+        "-TERM ends a training with one"
+    )
 
 
 def _take_away(folder: Path, before: set[str] | None) -> None:

@@ -79,6 +79,7 @@ def test_empty_fields_were_not_measured(site: Site, tmp_path: Path) -> None:
         ("cell,pumping [m3/d]\n3,5\n", SiteError, "column .pumping. is not known"),
         ("cell,head [m],head_error [m]\n3,1e9,0.1\n", SiteError, "row 2: a head of 1e.09 m is more than 1000 m off"),
         ("cell\n", SiteError, "no rows under its head line"),
+        ("x;y;head [m]\n1;2;110\n", SiteError, "divided by semicolons"),
         ("cell,cell\n1,2\n", SiteError, "two columns 'cell'"),
         ("cell,head [m],head_error [m]\n3,110\n", SiteError, "row 2 has 2 fields, the head line has 3"),
     ],

@@ -149,6 +149,10 @@ def map_engine(name: str, address: str | None = None) -> MapEngine:
     Raises:
         ValueError: there is none, it runs task graphs only, or it takes no address.
     """
+    from exafield.engine.catalogue import SYSTEMS
+
+    if name not in SYSTEMS:
+        raise ValueError(unknown("engine", name, [known for known, system in SYSTEMS.items() if system.maps]))
     made = engine(name, **({} if address is None else {"address": address}))
     if not isinstance(made, MapEngine):
         raise ValueError(f"engine {name!r} runs task graphs only: exafield taskbench engines tells which map")

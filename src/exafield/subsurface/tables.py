@@ -22,6 +22,11 @@ class Table:
         lines = [[field.strip() for field in line] for line in lines if any(field.strip() for field in line)]
         if len(lines) < 2:
             raise SiteError(f"{path} has no rows under its head line")
+        if len(lines[0]) == 1 and any(mark in lines[0][0] for mark in ";\t"):
+            raise SiteError(
+                f"{path}: fields are divided by semicolons or tabs, and must be by commas, with points in numbers: "
+                f"the head line is {lines[0][0]!r}"
+            )
         self.units: dict[str, str] = {}
         self.columns: dict[str, list[str]] = {}
         for number, line in enumerate(lines[1:], 2):
