@@ -126,7 +126,10 @@ class GroupReader:
         if self._last:
             # One reading of all is far quicker than picking single values out of each pixel.
             return np.moveaxis(self._data[...][..., places], -1, 0)
-        return np.stack([self._data[place] for place in places])
+        values = np.empty((len(places), *self._data.shape[1:]), dtype=self._data.dtype)
+        for row, place in zip(values, places, strict=True):
+            self._data.read_direct(row, np.s_[place])
+        return values
 
     def labels(self, time: int, version: int) -> NDArray[Any] | None:
         """Of one version: 0 is the strict one, 1 the relaxed one."""

@@ -82,10 +82,10 @@ class Decoder:
         if snapshot.labels is None:
             raise SnapshotError(f"{snapshot.source}: has no labels, which training needs: make them, or leave it out")
         fields, labels = self.views(memory)
-        fields[...] = self._scaled(snapshot.values)
+        self._scaled(snapshot.values, fields)
         labels[...] = snapshot.labels
 
-    def _scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _scaled(self, values: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         if self._scaling == "range":
-            return self._statistics.to_unit_range(values)
-        return self._statistics.standardised(values)
+            return self._statistics.to_unit_range(values, out)
+        return self._statistics.standardised(values, out)

@@ -105,24 +105,32 @@ class Statistics:
         arrays = (x[at] for x in (self.mean, self.squares, self.minimum, self.maximum))
         return Statistics(tuple(channels), self.count, *arrays)
 
-    def to_unit_range(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_unit_range(self, values: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """From minimum and maximum to 0 and 1, as the published runs did; [..., channel, latitude, longitude].
 
+        Args:
+            out: where they are laid down; None: in memory of their own.
         Raises:
             ValueError: a channel has one value only.
         """
-        return self._scaled(values, self.minimum, self.maximum - self.minimum)
+        return self._scaled(values, self.minimum, self.maximum - self.minimum, out)
 
-    def standardised(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def standardised(self, values: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """To mean 0 and standard deviation 1; [..., channel, latitude, longitude].
 
+        Args:
+            out: where they are laid down; None: in memory of their own.
         Raises:
             ValueError: a channel has one value only, or the statistics tell no deviation.
         """
-        return self._scaled(values, self.mean, self.deviation)
+        return self._scaled(values, self.mean, self.deviation, out)
 
     def _scaled(
-        self, values: NDArray[np.float32], shift: NDArray[np.float64], width: NDArray[np.float64]
+        self,
+        values: NDArray[np.float32],
+        shift: NDArray[np.float64],
+        width: NDArray[np.float64],
+        out: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         useless = [name for name, w in zip(self.channels, width, strict=True) if not (np.isfinite(w) and w > 0)]
         if useless:
@@ -131,7 +139,8 @@ class Statistics:
             )
         # The difference first: float32 holds it well, while pressure x factor + offset would lose digits.
         shift32, factor32 = (x.astype(np.float32)[:, None, None] for x in (shift, 1.0 / width))
-        result: NDArray[np.float32] = (values - shift32) * factor32
+        result: NDArray[np.float32] = np.subtract(values, shift32, out=out)
+        result *= factor32
         return result
 
     def save(self, path: str | Path) -> None:

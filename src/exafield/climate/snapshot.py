@@ -37,8 +37,8 @@ class Axes:
     longitude: NDArray[Any]
     names: tuple[str, str] = ("lat", "lon")
     grid: Grid = field(init=False)
-    _rows: NDArray[np.intp] = field(init=False)
-    _columns: NDArray[np.intp] = field(init=False)
+    _rows: NDArray[np.intp] | slice = field(init=False)
+    _columns: NDArray[np.intp] | slice = field(init=False)
     _back: tuple[NDArray[np.intp], NDArray[np.intp]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,14 +68,14 @@ class Axes:
             back_columns[east.size - 1 if columns[0] == 0 else 0] = 0
         for name, value in {
             "grid": Grid(north[rows], unrolled),
-            "_rows": rows,
-            "_columns": columns,
+            "_rows": _plainly(rows),
+            "_columns": _plainly(columns),
             "_back": (np.argsort(rows), back_columns),
         }.items():
             object.__setattr__(self, name, value)
 
     def arrange(self, values: NDArray[Any]) -> NDArray[Any]:
-        """From the order of the source to that of the grid, [..., latitude, longitude]."""
+        """From the order of the source to that of the grid, [..., latitude, longitude]; a view if it is the same."""
         return values[..., self._rows, :][..., self._columns]
 
     def restore(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -96,6 +96,11 @@ class Axes:
     def __str__(self) -> str:
         north, east = self.latitude, self.longitude
         return f"{north.size} x {east.size}, {north[0]:g} to {north[-1]:g} N, {east[0]:g} to {east[-1]:g} E"
+
+
+def _plainly(order: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """An order that changes nothing as a slice: taken by it, values are not copied."""
+    return slice(0, order.size) if np.array_equal(order, np.arange(order.size)) else order
 
 
 def whole_globe(latitudes: int, longitudes: int) -> Axes:
