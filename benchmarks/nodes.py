@@ -84,8 +84,8 @@ def shell(*command: str) -> None:
 class Cluster:
     """Nodes joined by a bridge, as network namespaces. A context manager: leaving it removes everything."""
 
-    def __init__(self, nodes: int, ranks: int) -> None:
-        self.ranks = ranks  # per node
+    def __init__(self, nodes: int, ranks: int, script: str = __file__) -> None:
+        self.ranks, self.script = ranks, script  # per node, and what they run
         prefix = f"exafield-{os.getpid()}"
         self.nodes = [f"{prefix}-node{number}" for number in range(nodes)]
         self.switch = f"{prefix}-switch"
@@ -130,7 +130,7 @@ class Cluster:
         return f"10.77.0.{number + 1}"
 
     def run(self, *arguments: str) -> Any:
-        """Runs this script on every rank of every node; returns what rank 0 reports."""
+        """Runs the script on every rank of every node; returns what rank 0 reports."""
         size = len(self.nodes) * self.ranks
         ranks: list[subprocess.Popen[str]] = []
         try:
@@ -147,7 +147,7 @@ class Cluster:
                     "GLOO_SOCKET_IFNAME": INTERFACE,
                     "OMP_NUM_THREADS": "1",
                 }
-                command = ["ip", "netns", "exec", node, sys.executable, __file__, "--rank", *arguments]
+                command = ["ip", "netns", "exec", node, sys.executable, self.script, "--rank", *arguments]
                 with deferred():  # ended between the two, it would leave a rank that nobody knows of
                     ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
             outputs = [process.communicate()[0] for process in ranks]

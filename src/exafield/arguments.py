@@ -69,6 +69,7 @@ class Generate:
         engine: what runs the simulations: processes (all cores), or another that maps, see exafield taskbench engines.
         engine_address: of a cluster of that system that is up already. None: it is started here.
         task_size: samples that go into one task of the engine. None: measured, so that 95 % of a task is for them.
+        cif: of microscopy: files of your own crystals, instead of those that data names.
         data: what is simulated.
     """
 
@@ -77,6 +78,7 @@ class Generate:
     engine: str = "processes"
     engine_address: str | None = None
     task_size: int | None = None
+    cif: tuple[str, ...] = ()
     data: Simulation | Weather | Aquifer = field(default_factory=Simulation)
 
 

@@ -15,7 +15,7 @@ from exafield.arguments import Cite, Data, Doctor, Generate, ReportOn, Submit, T
 from exafield.environment import Place, detect
 from exafield.given import check_problem, flag_value, problem_named, starting_run
 from exafield.launch import VICTIM, RankFailed, bind_to_parent, check_ranks, spawn
-from exafield.question import Question
+from exafield.question import Question, Simulation
 from exafield.run import PRESETS, RunError, Training
 from exafield.setting import Advising
 from exafield.submit import destination, script, submit
@@ -30,10 +30,12 @@ usage: exafield COMMAND [OPTIONS]
   train PROBLEM       trains the networks of a scientific problem (microscopy, climate, subsurface)
   submit PROBLEM      the same as a SLURM job that stops in time, requeues and goes on
   generate PROBLEM    simulates the data of a problem, without training
-  apply PROBLEM RUN   uses what a training has learnt (climate, subsurface)
+  apply PROBLEM RUN   uses what a training has learnt
+  microscopy COMMAND  scans: simulated ones to try things on, what a file holds, virtual detectors
   climate COMMAND     files of snapshots and masks: storms and their statistics, rules of thumb, pictures
   subsurface COMMAND  aquifers: what a site's files hold, maps, wells to try things on
   taskbench COMMAND   measures how fine-grained tasks may be on parallel programming systems (run, metg, engines, ...)
+  scale SUBJECT       what a training would cost on a supercomputer, and where its losses would come from
   data list           public data sets; also: data where NAME, data get NAME
   trace RUN           what the trace of a run says: communication hidden and exposed, who waits for whom
   report RUN          writes report.html: curves, pictures, timeline, speed, settings, on what and whose work behind it
@@ -77,9 +79,11 @@ def _command(argv: list[str], place: Place) -> int:
         "submit": _submit,
         "generate": _generate,
         "apply": _apply,
+        "microscopy": _microscopy,
         "climate": _climate,
         "subsurface": _subsurface,
         "taskbench": _taskbench,
+        "scale": _scale,
         "data": _data,
         "trace": _trace,
         "report": _report,
@@ -212,7 +216,12 @@ def _generate(argv: list[str], place: Place) -> int:
         chosen = map_engine(arguments.engine, arguments.engine_address)
     except ValueError as error:
         raise RunError(str(error)) from error
-    question: Question = replace(base.problem, data=arguments.data)  # type: ignore[arg-type]
+    data = arguments.data
+    if arguments.cif:
+        if not isinstance(data, Simulation):
+            raise RunError(f"--cif: {arguments.problem} is not made from crystals: leave it out")
+        data = replace(data, crystals=",".join(arguments.cif))
+    question: Question = replace(base.problem, data=data)  # type: ignore[arg-type]
     print(generate(question, chosen, _say, name=arguments.engine, task_size=size))
     return 0
 
@@ -221,6 +230,12 @@ def _apply(argv: list[str], place: Place) -> int:
     from exafield.apply import main as carry_out
 
     return carry_out(argv, _parsed)
+
+
+def _microscopy(argv: list[str], place: Place) -> int:
+    from exafield.microscopy.command import main as carry_out
+
+    return carry_out(argv)
 
 
 def _climate(argv: list[str], place: Place) -> int:
@@ -239,6 +254,12 @@ def _taskbench(argv: list[str], place: Place) -> int:
     from exafield.taskbench.command import main as carry_out
 
     return carry_out(argv)
+
+
+def _scale(argv: list[str], place: Place) -> int:
+    from exafield.scaling.command import main as carry_out
+
+    return carry_out(argv, _parsed, place.size)
 
 
 def _data(argv: list[str], place: Place) -> int:

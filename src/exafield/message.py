@@ -9,7 +9,7 @@ Sets of gradient groups travel as bit masks: bit ``g`` of an ``int`` stands for 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,23 @@ class Phase:
 
     messages: tuple[Message, ...]
     repeat: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a collective: an operation of a communication library, by several sets of ranks at the same time.
+
+    Args:
+        operation: "all_reduce", "reduce", "broadcast", "all_gather" or "all_to_all".
+        scope: among all ranks ("world"), those of each node ("inside"), or one of each node ("between").
+        nbytes: what is reduced, broadcast, gathered or exchanged; of each set.
+        teams: sets that share a node.
+    """
+
+    operation: str
+    scope: Literal["world", "inside", "between"]
+    nbytes: float
+    teams: int = 1
 
 
 # Events a control plane sees. `now` [s] comes from the caller's clock, whichever that is.

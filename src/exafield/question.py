@@ -12,6 +12,15 @@ from exafield.setting import RunError, above_zero, at_least, chosen, pairs
 
 # ---- microscopy ----
 
+MICROSCOPY_NETWORK = Choice(
+    "network",
+    "exafield.microscopy.networks",
+    {
+        "dense": Option("Dense", {"growth": int, "first": int, "layers": int}),
+        "attentive": Option("Attentive", {"channels": int, "depth": int, "heads": int}),
+        "published": Option("Published", {"growth": int, "first": int, "layers": int, "skips": str}),
+    },
+)
 MICROSCOPY_LOSS = Choice(
     "loss",
     "exafield.microscopy.loss",
@@ -27,21 +36,45 @@ class Simulation:
     """Diffraction patterns that are simulated, and where they are kept.
 
     Args:
-        crystals: "embedded" for the built-in table, the name of a data set ("crystals"), or a folder of CIF files.
+        crystals: "embedded" for the built-in table, the name of a data set ("crystals"), a folder of CIF files, a .cif
+            file, or several of these with commas between.
         store: where the patterns are kept, ending in .zarr or .h5. None: in the user's cache, by their parameters.
         energy: of the beam [eV].
+        energy_to: highest, where it is drawn between two. None: all alike; so also for what follows.
+        convergence_angle: semi-angle of the beam [rad].
+        convergence_angle_to: largest.
         thickness: of the specimen [A].
+        thickness_to: largest.
+        b_factor: Debye-Waller factor of every atom [A^2].
+        b_factor_to: largest.
+        variants: simulations of each view, with other energies, angles and B factors.
+        thicknesses: of each simulation, at little cost.
         largest_edge: of a cell across the beam [A]; larger cells are left out.
     """
 
     crystals: str = "embedded"
     store: str | None = None
     energy: float = 200e3
+    energy_to: float | None = None
+    convergence_angle: float = 0.025
+    convergence_angle_to: float | None = None
     thickness: float = 40.0
+    thickness_to: float | None = None
+    b_factor: float = 0.6
+    b_factor_to: float | None = None
+    variants: int = 1
+    thicknesses: int = 1
     largest_edge: float = 9.0
 
     def __post_init__(self) -> None:
-        above_zero("problem.data", energy=self.energy, thickness=self.thickness, largest_edge=self.largest_edge)
+        positive = ("energy", "convergence_angle", "thickness", "largest_edge")
+        above_zero("problem.data", **{name: getattr(self, name) for name in positive})
+        at_least("problem.data", 0, b_factor=self.b_factor)
+        at_least("problem.data", 1, variants=self.variants, thicknesses=self.thicknesses)
+        for name in ("energy", "convergence_angle", "thickness", "b_factor"):
+            low, high = getattr(self, name), getattr(self, f"{name}_to")
+            above_zero("problem.data", **{f"{name}_to": high})
+            at_least("problem.data", low, **{f"{name}_to": high})
         if self.store is not None and not self.store.endswith((".zarr", ".h5", ".hdf5")):
             raise RunError(f"problem.data: store must end in .zarr, .h5 or .hdf5, got {self.store!r}")
 
@@ -53,8 +86,10 @@ class Microscopy:
     Args:
         data: what is simulated.
         dose: electrons per pattern. None: no noise.
-        growth: channels that each layer of the dense network adds.
-        per_scan: windows of each view per epoch.
+        dose_to: highest, where it is drawn anew for each window, evenly in its logarithm. None: all alike.
+        network: dense, attentive or published, such as dense:growth=32,first=96.
+        per_scan: windows of each scan per epoch.
+        split_by: what must not be on two sides of the split into training, validation and test.
         loss: mse, or huber such as huber:start=5,end=1,factor=0.75,every=100.
     """
 
@@ -62,13 +97,18 @@ class Microscopy:
 
     data: Simulation = field(default_factory=Simulation)
     dose: float | None = 1000.0
-    growth: int = 16
+    dose_to: float | None = None
+    network: str = "dense"
     per_scan: int = 8
+    split_by: Literal["material", "space_group"] = "material"
     loss: str = "mse"
 
     def __post_init__(self) -> None:
-        above_zero("problem", dose=self.dose)
-        at_least("problem", 1, growth=self.growth, per_scan=self.per_scan)
+        above_zero("problem", dose=self.dose, dose_to=self.dose_to)
+        if self.dose_to is not None and (self.dose is None or self.dose_to < self.dose):
+            raise RunError(f"problem: dose_to must be at least dose, {self.dose}, got {self.dose_to}")
+        at_least("problem", 1, per_scan=self.per_scan)
+        chosen("problem", MICROSCOPY_NETWORK, self.network)
         chosen("problem", MICROSCOPY_LOSS, self.loss)
 
 

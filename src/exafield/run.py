@@ -197,9 +197,27 @@ _LAPTOP: Mapping[str, Callable[[], Run]] = {
 }
 _FULL: Mapping[str, Callable[[], Run]] = {
     Microscopy.name: lambda: Run(
-        problem=Microscopy(data=Simulation(crystals="crystals", largest_edge=12.0), growth=32),
-        training=Training(steps=20_000, batch_size=16, schedule="cosine:warmup=200"),
-        record=Record(evaluate_every=1000, checkpoint_every=1000),
+        problem=Microscopy(
+            data=Simulation(
+                crystals="crystals",
+                energy=120e3,
+                energy_to=300e3,
+                convergence_angle=0.020,
+                convergence_angle_to=0.030,
+                thickness=20.0,
+                thickness_to=80.0,
+                b_factor=0.3,
+                b_factor_to=1.0,
+                variants=2,
+                thicknesses=3,
+                largest_edge=12.0,
+            ),
+            dose=300.0,
+            dose_to=10_000.0,
+            network="dense:growth=24,first=64",
+        ),
+        training=Training(seconds=1320.0),
+        record=Record(checkpoint_every=2000),
     ),
     Climate.name: lambda: Run(
         problem=Climate(

@@ -88,6 +88,7 @@ class Trainer:
         seed_everything(seed, 1 + world.rank)
         self.meter = Meter(self.seats, world)
         self._deal(self._given)
+        self._drawn = 0  # bytes of the last draw
         self.report = report or Report(world.rank == 0, folder.metrics if folder else None)
         self.checkpoints = Checkpoints(folder.checkpoints, world, keep) if folder else None
         self.steps, self.elapsed, self.stopped = 0, 0.0, 0
@@ -104,7 +105,7 @@ class Trainer:
     def step(self) -> None:
         """One step: every player makes its moves, in turn. Look at :meth:`metrics` now and then."""
         draws: list[list[dict[str, Tensor]]] = []
-        with self.trace.span("trainer", "step", number=self.steps), self.meter.step():
+        with self.trace.span("trainer", "step", **self._about()), self.meter.step():
             for player, seat in self.seats:
                 if seat is not None and player.begin is not None:
                     player.begin(self.steps)
@@ -131,9 +132,17 @@ class Trainer:
             with self.trace.span("trainer", "optimiser", player=name):
                 seat.update(self.steps, self.elapsed)
 
+    def _about(self) -> dict[str, object]:
+        """What a trace tells of a step, of this rank."""
+        samples = self.meter.samples // self.world.size
+        about = {"number": self.steps, "samples": samples, "flops": self.meter.flops, "bytes": self._drawn}
+        return {**about, "precision": self.precision}
+
     def _draw(self) -> dict[str, Tensor]:
         with self.meter.waiting(), self.trace.span("trainer", "data wait"):
-            return self.loader.next()
+            batch = self.loader.next()
+        self._drawn = sum(tensor.nbytes for tensor in batch.values())
+        return batch
 
     # ---- looking at it, keeping it, coming back to it ----
 

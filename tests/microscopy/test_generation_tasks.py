@@ -11,7 +11,9 @@ from exafield.engine import EngineError, MapEngine
 from exafield.engine.chunks import Chunks
 from exafield.engine.local import ProcessEngine, SerialEngine
 from exafield.engine.threads import ThreadEngine
-from exafield.microscopy.generate import Generation, generate, load, simulate
+from exafield.microscopy.generate import Generation, generate
+from exafield.microscopy.recipe import simulate
+from exafield.microscopy.scans import load
 from exafield.question import Microscopy, Simulation
 from exafield.taskbench.tasksize import TaskSizes
 from small import write_cifs
@@ -92,9 +94,9 @@ def test_a_view_that_fails_is_named_and_those_before_it_are_kept(
             raise ValueError("no slices")
         return slices(*task, **settings)
 
-    from exafield.microscopy.generate import projected_slices as slices
+    from exafield.microscopy.recipe import projected_slices as slices
 
-    monkeypatch.setattr("exafield.microscopy.generate.projected_slices", worse)
+    monkeypatch.setattr("exafield.microscopy.recipe.projected_slices", worse)
     with pytest.raises(EngineError) as caught:
         generate(tmp_path / "views.h5", quick, chunked(SerialEngine(), 3)[0])
     assert str(caught.value).startswith("item 4 failed: ValueError: no slices")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,14 @@ from exafield.flops import Operations
 from exafield.microscopy import Generation, MicroscopyProblem, Window, embedded
 from exafield.microscopy.analysis import best_threshold, columns, match, relative_l2, score, standardised_r2
 from exafield.microscopy.crystal import CrystalError, from_cif
-from exafield.microscopy.generate import Scan, default_path, generate, load, part_of, simulate, split
+from exafield.microscopy.dense import DenseNet
+from exafield.microscopy.generate import default_path, generate
 from exafield.microscopy.loss import MSE, Huber
-from exafield.microscopy.model import (
-    PUBLISHED,
-    DenseNet,
-    Reconstructor,
-    published,
-    scan_as_space,
-    weights,
-)
+from exafield.microscopy.model import PUBLISHED, published, scan_as_space, weights
+from exafield.microscopy.networks import Dense
+from exafield.microscopy.recipe import simulate
 from exafield.microscopy.ridge import fit, neighbourhood, virtual_detectors
+from exafield.microscopy.scans import Scan, load, part_of, scans_of, split
 from exafield.microscopy.views import view
 from exafield.microscopy.window import WindowSource, interpolation, turned
 from exafield.source import Located
@@ -234,8 +232,7 @@ def test_windows_are_what_a_simulation_at_their_positions_gives() -> None:
     crystal = next(c for c in embedded() if c.name == "NaCl")
     seen = view(crystal, "001")
     g = replace(QUICK, sampling=0.2)
-    arrays, about = simulate((seen, g))
-    scan = Scan(arrays["patterns"], arrays["potential"], tuple(about["edges_angstrom"][:2]), "", "", "", "")
+    (scan,) = scans_of(*simulate((seen, g.recipe(seen, 0))))
     source = WindowSource([scan], Window(probes=4, dose=None, blur=0.0), augment=False)
     origin = (1.37, 0.41)
     patterns, potential = source.cut(0, origin)
@@ -249,8 +246,10 @@ def test_windows_are_what_a_simulation_at_their_positions_gives() -> None:
     )
     places = torch.tensor([[origin[0] + 0.25 + 0.5 * i, origin[1] + 0.25 + 0.5 * j] for i in (0, 3) for j in (1, 2)])
     direct = scope.scan(slices.array(), places.double())
-    binned = AngularDetector(g.detector_pixels, g.detector_angle).bin(direct, slices.sampling, scope.wavelength)
+    detector = AngularDetector(g.detector_pixels, g.detector_reach * g.convergence_angle)
+    binned = detector.bin(direct, slices.sampling, scope.wavelength)
     expected = binned.unflatten(0, (2, 2)).float()
+    # Patterns are kept with eleven bits.
     torch.testing.assert_close(patterns[[0, 3]][:, [1, 2]], expected, atol=2e-5, rtol=1e-3)
     # The potential under probe (0, 0) is that around its position: the same periodic function, read off finer.
     fine = source.cut(0, (origin[0] + slices.cell[0], origin[1]))[1]
@@ -264,7 +263,22 @@ def _scan(seed: int = 0, prototype: str = "P") -> Scan:
     patterns = np.ones((10, 9, 8, 8)) + 0.3 * np.cos(2 * np.pi * np.arange(10) / 10)[:, None, None, None]
     patterns = patterns / patterns.sum((2, 3), keepdims=True).mean()
     name = f"crystal {seed}"
-    return Scan(patterns.astype(np.float32), potential.astype(np.float32), (4.0, 3.5), name, name, name, prototype)
+    return Scan(
+        patterns.astype(np.float32),
+        potential.astype(np.float32),
+        edges=(4.0, 3.5),
+        energy=200e3,
+        convergence_angle=0.025,
+        thickness=40.0,
+        b_factor=0.6,
+        numbers=np.array([14]),
+        places=np.zeros((1, 2)),
+        name=name,
+        crystal=name,
+        material=name,
+        prototype=prototype,
+        space_group=227,
+    )
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
@@ -274,8 +288,8 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     assert len(one) == 6
     together = one.batch([0, 4, 1], epoch=2)
     alone = [other.sample(i, 2) for i in (0, 4, 1)]
-    assert torch.equal(together["scan"], torch.stack([a for a, _ in alone]))
-    assert torch.equal(together["potential"], torch.stack([b for _, b in alone]))
+    assert torch.equal(together["scan"], torch.stack([a for a, *_ in alone]))
+    assert torch.equal(together["potential"], torch.stack([b for _, b, _ in alone]))
     assert not torch.equal(one.sample(0, 2)[0], one.sample(0, 3)[0])
     assert isinstance(one, Located)
     assert one.locate(4) == "crystal 1"
@@ -340,18 +354,6 @@ def test_images_that_cannot_be_pooled_say_what_size_would() -> None:
         scan_as_space(pixels=4)(torch.randn(1, 5, 6, 4, 4))
     with pytest.raises(ValueError, match="as many blocks must go up as down"):
         DenseNet(1, 1, 1, 1, down=[1], bottleneck=1, up=[1, 1])
-
-
-def test_the_reconstructor_ignores_offsets_and_predicts_no_mean() -> None:
-    torch.manual_seed(0)
-    model = Reconstructor(scan_as_space(pixels=4), pixels=4)
-    scan = torch.rand(3, 8, 8, 4, 4)
-    model.fit_statistics(scan)
-    prediction = model(scan).detach()
-    assert prediction.shape == (3, 32, 32)
-    assert float(prediction.mean((1, 2)).abs().max()) < 1e-5
-    torch.testing.assert_close(model(scan + torch.rand(4, 4)).detach(), prediction, atol=1e-3, rtol=1e-3)
-    assert torch.isfinite(model(torch.zeros(1, 8, 8, 4, 4))).all()
 
 
 def test_losses_weigh_windows_by_their_spread() -> None:
@@ -466,7 +468,7 @@ def test_neighbourhoods_hold_what_is_around() -> None:
 
 def test_a_short_training_beats_the_mean_and_draws_a_picture(quick: tuple[Generation, Path], tmp_path: Path) -> None:
     g, path = quick
-    problem = MicroscopyProblem(g, Window(probes=8, dose=None), path=path, growth=8)
+    problem = MicroscopyProblem(g, Window(probes=8, dose=None), path=path, network=partial(Dense, growth=8))
     assert {k: len({s.material for s in v}) for k, v in split(load(path, g)).items()} == {
         "train": 6,
         "validation": 2,

@@ -1,6 +1,7 @@
 """Multislice against closed forms, against itself on the full array, and its conventions."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from exafield.microscopy import room
 from exafield.microscopy.cell_scan import scan_cell
 from exafield.microscopy.crystal import Crystal, embedded
 from exafield.microscopy.detector import AngularDetector
@@ -17,6 +19,9 @@ from exafield.microscopy.multislice import Multislice
 from exafield.microscopy.periodic import smallest_tile
 from exafield.microscopy.potential import Slices, projected_slices
 from exafield.microscopy.views import view
+
+# Some tests exaggerate aberrations to see them in arrays that are quick to simulate.
+pytestmark = pytest.mark.filterwarnings("ignore:the probe is wider:UserWarning")
 
 CRYSTALS = {crystal.name: crystal for crystal in embedded()}
 
@@ -296,6 +301,67 @@ def test_spherical_aberration_phase() -> None:
     assert complex(pupil[9, 0] / pupil[0, 0]) == pytest.approx(complex(np.exp(-1j * chi)), abs=1e-9)
 
 
+def test_fifth_order_and_astigmatism_phase() -> None:
+    """chi of the textbook in polar angles: 2 pi / lambda (C5 theta^6 / 6 + A theta^2 cos(2 phi - 2 phi_A) / 2)."""
+    multislice = microscope(c5=4e7, astigmatism=70.0, astigmatism_angle=0.4)
+    pupil = multislice.pupil((256, 256))
+    kx, ky = multislice.frequencies((256, 256))
+    lam = multislice.wavelength
+    for i, j in ((13, 0), (0, 13), (8, -9), (-5, 3)):
+        theta, phi = lam * math.hypot(float(kx[i]), float(ky[j])), math.atan2(float(ky[j]), float(kx[i]))
+        chi = 2 * math.pi / lam * (4e7 * theta**6 / 6 + 70.0 * theta**2 * math.cos(2 * (phi - 0.4)) / 2)
+        assert complex(pupil[i, j] / pupil[0, 0]) == pytest.approx(complex(np.exp(-1j * chi)), abs=1e-9)
+
+
+def test_astigmatism_lifts_the_focus_along_its_angle() -> None:
+    """With a defocus of A the focus along the angle is at the surface, and across it at 2 A below."""
+    n, d, strength = 160, 0.2, 150.0
+    multislice = microscope(
+        sampling=(d, d), convergence_angle=0.015, defocus=strength, astigmatism=strength, astigmatism_angle=0.0
+    )
+    wave = torch.fft.ifft2(multislice.probe((n, n), at((n * d / 2, n * d / 2)))[0]).abs().square()
+    x = torch.arange(n, dtype=torch.float64) * d - n * d / 2
+    near = x.abs() < 6
+    along, across = wave.sum(1)[near], wave.sum(0)[near]
+    width = [float((p * x[near] ** 2).sum() / p.sum()) for p in (along, across)]
+    assert width[0] < 0.5 * width[1]
+
+
+def test_probe_wider_than_the_array_is_warned_of_with_the_array_needed() -> None:
+    with pytest.warns(UserWarning, match=r"wider than the array of 16 x 12\.5 A.*repeat the array to about") as caught:
+        microscope(defocus=2000.0).pupil((128, 100))
+    needed = float(str(caught[0].message).split("about ")[1].split(" A")[0])
+    # A ray at the edge lands defocus * angle from the middle, on either side.
+    assert needed == pytest.approx(2 * 2000 * 0.025, rel=0.35)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        n = round(1.3 * needed / 0.125)
+        microscope(defocus=2000.0).pupil((n, n))
+        microscope(defocus=60.0).pupil((128, 100))
+
+
+def test_intensity_lost_past_the_band_limit_is_warned_of_with_the_figure() -> None:
+    slices = crystal_slices("Au", "001", sampling=0.25, thickness=60.0, b_factor=0.0)
+    multislice = microscope(slices, convergence_angle=0.015)
+    positions = at((0.0, 0.0), (0.9, 0.5))
+    with pytest.warns(UserWarning, match="past the band limit") as caught:
+        lost = 1 - multislice.scan(slices.array(), positions).sum((1, 2))
+    assert float(lost.max()) > 0.2
+    assert f"up to {100 * float(lost.max()):.0f} % of the incident electrons" in str(caught[0].message)
+    assert f"{100 * float(lost.mean()):.0f} % on average" in str(caught[0].message)
+    fine = crystal_slices("Si", "110", thickness=10.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        microscope(fine).scan(fine.array(), positions)
+
+
+def test_scan_larger_than_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "free_memory", lambda _: 10**6)
+    multislice = microscope()
+    with pytest.raises(MemoryError, match=r"64 x 64 pixels take 0\.00131 GB, but 0\.001 GB are free.*scan_to_file"):
+        multislice.scan(torch.zeros(2, 64, 64, dtype=torch.float64), torch.zeros(40, 2, dtype=torch.float64))
+
+
 def test_mask_follows_cutoff_and_taper() -> None:
     multislice = microscope(sampling=(0.1, 0.2), band_limit=0.5, taper=0.04)
     mask = multislice.mask((200, 100))
@@ -352,7 +418,8 @@ def test_bad_settings_are_named() -> None:
     bad("band_limit", band_limit=0.0)
     bad("taper", taper=0.5)
     bad("dtype", dtype=torch.float32)
-    bad("finite", defocus=float("inf"))
+    bad("defocus must be a finite", defocus=float("inf"))
+    bad("c5 must be a finite", c5=float("nan"))
     bad("choose a sampling below 0.334 A", sampling=(0.34, 0.1))
     with pytest.raises(ValueError, match="pixels"):
         AngularDetector(pixels=0)

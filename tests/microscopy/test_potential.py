@@ -1,6 +1,7 @@
 """Scattering factors and projected potentials against closed forms, sum rules and each other."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,23 @@ def test_debye_waller_factor_in_reciprocal_space() -> None:
     length = np.hypot(q[:, None], q[None])
     inside = (np.abs(q)[:, None] < 3.9) & (np.abs(q)[None] < 3.9)
     assert np.allclose((warm / rest)[inside], np.exp(-0.6 * length**2 / 4)[inside], rtol=1e-9)
+
+
+def test_each_element_has_its_own_debye_waller_factor() -> None:
+    """By symbol: the sum of crystals in which the others are left out."""
+    one = view(CRYSTALS["SrTiO3"], "001")
+    factors = {"Sr": 0.9, "Ti": 0.2, "O": 1.4}
+    together = projected_slices(one, thickness=3.905, b_factor=factors).total
+    apart = sum(
+        projected_slices(
+            replace(one, numbers=one.numbers[kind], positions=one.positions[kind]), thickness=3.905, b_factor=factor
+        ).total
+        for factor, number in zip(factors.values(), (38, 22, 8), strict=True)
+        for kind in [one.numbers == number]
+    )
+    assert np.allclose(together, apart)
+    with pytest.raises(ValueError, match=r"b_factor has no value for O, which is in the crystal: add 'O': B \[A\^2\]"):
+        projected_slices(one, b_factor={"Sr": 0.9, "Ti": 0.2})
 
 
 def test_mean_potential_is_the_sum_of_forward_scattering() -> None:

@@ -70,6 +70,14 @@ class Task:
         )  # fmt: skip
 
 
+def loads(kind: str, steps: int = 5, width: int = 4) -> dict[str, Any]:
+    """What load_given needs besides; for other kinds nothing."""
+    if kind != "load_given":
+        return {}
+    table = np.random.default_rng(0).exponential(size=(steps, width))
+    return {"loads": table.tobytes(), "loads_width": width}
+
+
 def a_graph(steps: int = 5, width: int = 4) -> TaskGraph:
     """A graph whose rows are not all the same."""
     widths = np.minimum(width, np.arange(steps) + 1)
@@ -142,7 +150,7 @@ def test_scratch_memory_is_the_columns_own() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scratch_memory_stays_good(kind: str) -> None:
-    task = Task(Kernel(kind, iterations=21, scratch_bytes=1000, samples=7))
+    task = Task(Kernel(kind, iterations=21, scratch_bytes=1000, samples=7, **loads(kind)))
     for task.t in range(5):
         assert task() == 0, task.loaded.explain()
 
@@ -301,6 +309,27 @@ def test_native_code_and_totals_agree_on_iterations(kind: str, imbalance: float)
     assert (len(counts) > 1) == (imbalance > 0)
 
 
+def test_given_loads_are_what_tasks_do() -> None:
+    table = np.array([[0.0, 1.0, 2.0], [0.4, 0.5, 1.2]])
+    kernel = Kernel("load_given", iterations=3, loads=table.tobytes(), loads_width=3)
+    for t, column in np.ndindex(table.shape):
+        count = math.floor(table[t, column] * 3 + 0.5)
+        assert iterations(kernel, t, column).tolist() == [count]
+        task, plain = Task(kernel, t=t, column=column), Task(Kernel("compute_bound", iterations=count))
+        assert task() == plain() == 0
+        assert task.loaded.result(column) == plain.loaded.result(2)
+    assert pickle.loads(pickle.dumps(kernel)) == kernel
+    assert replace(kernel, loads=(2 * table).tobytes()) != kernel
+
+
+@pytest.mark.parametrize(
+    ("table", "width"), [(b"", 3), (b"1" * 12, 3), (np.ones(4), 3), (-np.ones(3), 3), (np.full(3, np.nan), 3)]
+)
+def test_loads_that_cannot_be_are_refused(table: Any, width: int) -> None:
+    with pytest.raises(KernelError, match="load"):
+        Kernel("load_given", loads=bytes(table), loads_width=width)
+
+
 def test_flops_and_bytes_of_one_task() -> None:
     assert flops(Kernel("empty", iterations=5), 0, 0) == flops(Kernel("busy_wait", iterations=5), 0, 0) == 0
     assert flops(Kernel("compute_bound", iterations=5), 0, 0) == 2 * 64 * 5 + 64
@@ -315,7 +344,7 @@ def test_flops_and_bytes_of_one_task() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_totals_are_sums(kind: str) -> None:
-    kernel = Kernel(kind, iterations=1000, scratch_bytes=4096, imbalance=1.5)
+    kernel = Kernel(kind, iterations=1000, scratch_bytes=4096, imbalance=1.5, **loads(kind))
     graph = a_graph()
     assert total_flops(kernel, graph) == sum(flops(kernel, t, p) for t, p in graph.tasks())
     assert total_bytes(kernel, graph) == sum(kernel_bytes(kernel, t, p) for t, p in graph.tasks())

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from exafield.engine.graph import Relation
-from exafield.taskbench.beyond import GivenGraph, from_csr, from_file, of_relations
+from exafield.taskbench.beyond import GivenGraph, from_csr, from_file, of_relations, to_file
 from exafield.taskbench.intervals import Intervals
 from exafield.taskbench.patterns import BEYOND, PERIODIC, TYPES, Pattern, PatternError, pattern
 from exafield.taskbench.siphash import KEY, siphash, uniforms
@@ -454,6 +454,20 @@ def test_a_graph_from_a_file(tmp_path: Path) -> None:
     assert list(from_file(path).graph().tasks()) == [(0, 0)]
 
 
+def test_loads_of_a_file_are_one_on_average_and_come_back_from_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "graph.txt"
+    path.write_text(GIVEN.replace("1 1: 1 0", "1 1: 1 0 * 5").replace("2 0: 2", "2 0: 2 *0.5"))
+    x = from_file(path)
+    assert x.loads is not None
+    assert x.loads == pytest.approx(np.array([[1, 1, 0], [0, 5, 1], [0.5, 0, 0]]) * 5 / 8.5)
+    to_file(x.graph(), x.loads, tmp_path / "again.txt", "two\nlines")
+    again = from_file(tmp_path / "again.txt")
+    assert again.loads == pytest.approx(x.loads)
+    assert [again.inputs(t, p) for t, p in again.graph().tasks()] == [[], [], [1, 0], [], [2]]
+    path.write_text(GIVEN)
+    assert from_file(path).loads is None
+
+
 def test_rows_of_a_file_that_are_alike_share_a_relation(tmp_path: Path) -> None:
     path = tmp_path / "graph.txt"
     path.write_text("graph 9 1\n0 0:\n" + "".join(f"{t} 0: 0\n" for t in range(1, 9)))
@@ -477,6 +491,10 @@ def test_rows_of_a_file_that_are_alike_share_a_relation(tmp_path: Path) -> None:
         ("graph 2 2\n0 0: 0", "line 2: task (0, 0) takes from (-1, 0), which is no task"),
         ("graph 2 2\n0 0:\n1 0: 1", "line 3: task (1, 0) takes from (0, 1), which is no task"),
         ("graph 2 2\n0 0:\n1 0: 0 0", "line 3: task (1, 0) takes from (0, 0) twice"),
+        ("graph 1 1\n0 0: * -1", "line 2: a load must be a number >= 0, found `-1`"),
+        ("graph 1 1\n0 0: * much", "line 2: a load must be a number >= 0, found `much`"),
+        ("graph 1 1\n0 0: * inf", "line 2: a load must be a number >= 0, found `inf`"),
+        ("graph 1 1\n0 0: * 0", "line 1: no task has anything to do"),
         ("graph 2 2\n0 0:\n", "line 3: the file ends after 1 of 2 rows"),
         ("\ngraph 1 99\n0 0:\n0 1:", "line 2: WIDTH is 99, but no task is at a point beyond 1: it should be 2"),
         ("graph 1 " + "9" * 5000, "line 1: expected `graph STEPS WIDTH`"),

@@ -7,7 +7,8 @@ from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_ci
 from exafield.microscopy.generate import Generation
 from exafield.microscopy.multislice import Multislice
 from exafield.microscopy.potential import projected_slices
-from exafield.microscopy.problem import MicroscopyProblem, Report
+from exafield.microscopy.problem import MicroscopyProblem
+from exafield.microscopy.verdict import Report
 from exafield.microscopy.views import View
 from exafield.microscopy.window import Window
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage, optimize
 
 # Columns closer than this are one [A]; a found column is right within this distance of a true one [A].
@@ -87,32 +87,37 @@ class Match:
     square: float
 
 
-def match(found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "m 2"], size: float) -> Match:
-    """Pairs columns one to one such that the most pairs lie within 0.5 A, at the least total distance.
+def pairs(
+    found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "m 2"]
+) -> tuple[Int[np.ndarray, "pair"], Int[np.ndarray, "pair"], Float[np.ndarray, "pair"]]:
+    """Columns found and there, one to one such that the most pairs lie within 0.5 A, at the least total distance.
 
-    Args:
-        size: of the square window [A]; columns near its edge may pair, but do not count by themselves.
+    Returns:
+        which of `found`, which of `true`, and their distance [A].
     """
-
-    def inner(points: np.ndarray) -> np.ndarray:
-        return np.asarray(np.all((points > MARGIN) & (points < size - MARGIN), axis=1))
-
-    inside_found, inside_true = inner(found), inner(true)
-    if not len(found) or not len(true):
-        return Match(int(inside_true.sum()), int(inside_found.sum()), 0, 0, 0.0)
     distance = np.linalg.norm(found[:, None] - true[None], axis=-1)
     # A pair out of reach costs more than any number of pairs within it.
-    cost = np.where(distance <= MATCH, distance, 1e6)
-    rows, cols = optimize.linear_sum_assignment(cost)
+    rows, cols = optimize.linear_sum_assignment(np.where(distance <= MATCH, distance, 1e6))
     good = distance[rows, cols] <= MATCH
-    rows, cols = rows[good], cols[good]
+    return rows[good], cols[good], distance[rows[good], cols[good]]
+
+
+def inside(points: Float[np.ndarray, "n 2"], size: float) -> Bool[np.ndarray, "n"]:
+    """Which lie away from the edge of a square window [A]: the others may pair, but do not count by themselves."""
+    return np.asarray(np.all((points > MARGIN) & (points < size - MARGIN), axis=1))
+
+
+def match(found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "m 2"], size: float) -> Match:
+    """Counts columns that were found against those that are there, in a square window of `size` [A]."""
+    inside_found, inside_true = inside(found, size), inside(true, size)
+    rows, cols, distance = pairs(found, true)
     recalled = inside_true[cols]
     return Match(
         int(inside_true.sum()),
         int(inside_found.sum()),
         int(recalled.sum()),
         int(inside_found[rows].sum()),
-        float((distance[rows, cols][recalled] ** 2).sum()),
+        float((distance[recalled] ** 2).sum()),
     )
 
 
@@ -136,26 +141,47 @@ class Score:
     rms: float
 
 
-def score(
-    predictions: Sequence[Float[np.ndarray, "x y"]],
-    truths: Sequence[Float[np.ndarray, "x y"]],
-    pixel: float,
-    threshold: float,
-) -> Score:
-    """Scores windows; `threshold` is that of the predictions' columns, chosen on validation data."""
-    matches = [
-        match(columns(p, pixel, threshold)[0], columns(t, pixel, TRUE_THRESHOLD)[0], pixel * len(t))
-        for p, t in zip(predictions, truths, strict=True)
-    ]
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """One window: its columns, relative L2 and standardised R2."""
+
+    match: Match
+    relative_l2: float
+    r2: float
+
+
+def assess(
+    prediction: Float[np.ndarray, "x y"], truth: Float[np.ndarray, "x y"], pixel: float, threshold: float
+) -> Assessed:
+    """Assesses a window; `threshold` is that of the prediction's columns, chosen on validation data."""
+    found, true = columns(prediction, pixel, threshold)[0], columns(truth, pixel, TRUE_THRESHOLD)[0]
+    return Assessed(
+        match(found, true, pixel * len(truth)), relative_l2(prediction, truth), standardised_r2(prediction, truth)
+    )
+
+
+def together(windows: Sequence[Assessed]) -> Score:
+    """The score of several windows."""
+    matches = [w.match for w in windows]
     recalled = sum(m.recalled for m in matches)
     return Score(
-        len(matches),
-        float(np.mean([relative_l2(p, t) for p, t in zip(predictions, truths, strict=True)])),
-        float(np.mean([standardised_r2(p, t) for p, t in zip(predictions, truths, strict=True)])),
+        len(windows),
+        float(np.mean([w.relative_l2 for w in windows])),
+        float(np.mean([w.r2 for w in windows])),
         recalled / max(1, sum(m.true for m in matches)),
         sum(m.correct for m in matches) / max(1, sum(m.found for m in matches)),
         float(np.sqrt(sum(m.square for m in matches) / max(1, recalled))),
     )
+
+
+def score(
+    predictions: Sequence[Float[np.ndarray, "x y"]] | Float[np.ndarray, "window x y"],
+    truths: Sequence[Float[np.ndarray, "x y"]] | Float[np.ndarray, "window x y"],
+    pixel: float,
+    threshold: float,
+) -> Score:
+    """Scores windows; `threshold` is that of the predictions' columns, chosen on validation data."""
+    return together([assess(p, t, pixel, threshold) for p, t in zip(predictions, truths, strict=True)])
 
 
 def best_threshold(

@@ -1,17 +1,25 @@
 """The settings of a microscopy run made into the objects they describe."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from exafield import datasets
 from exafield.engine import MapEngine
 from exafield.microscopy.generate import Generation, default_path
 from exafield.microscopy.generate import generate as simulate
+from exafield.microscopy.model import Reconstructor
+from exafield.microscopy.networks import Network
 from exafield.microscopy.problem import MicroscopyProblem
+from exafield.microscopy.reconstruct import Sight
 from exafield.microscopy.window import Window
 from exafield.optim import Optimiser, Schedule
-from exafield.question import MICROSCOPY_LOSS, Microscopy, Simulation
+from exafield.question import MICROSCOPY_LOSS, MICROSCOPY_NETWORK, Microscopy, Simulation
 from exafield.setting import RunError
+from exafield.state import misfit
 from exafield.suggestion import unknown
 
 SAMPLES = "views of crystals"
@@ -23,41 +31,56 @@ def complete(question: Microscopy) -> Microscopy:
     Raises:
         ValueError: a parameter is out of range.
     """
-    return replace(question, loss=MICROSCOPY_LOSS.complete(question.loss))
+    with torch.device("meta"):
+        network = MICROSCOPY_NETWORK.complete(question.network)
+    return replace(question, network=network, loss=MICROSCOPY_LOSS.complete(question.loss))
 
 
 def learnt(question: Microscopy) -> dict[str, object]:
     """What a checkpoint depends on."""
-    return {"growth": question.growth}
+    return {"network": question.network}
+
+
+@dataclass(frozen=True)
+class MakeNetwork:
+    """Makes the network that a text describes, from detector pixels and scan positions along a side."""
+
+    text: str
+
+    def __call__(self, pixels: int, probes: int) -> Network:
+        network: Network = MICROSCOPY_NETWORK.build(self.text, pixels=pixels, probes=probes)
+        return network
 
 
 def crystals(name: str) -> str:
-    """ "embedded", or the folder of CIF files that a data set's name or a path means.
+    """ "embedded", or the folders and files that names of data sets and paths mean, with commas between several.
 
     Raises:
-        RunError: it is neither.
+        RunError: a part is none of these.
         DatasetError: the data set is not on this machine; says how to get it.
     """
+    if Path(name).is_dir() and name not in datasets.REGISTRY:
+        return name
+    return ",".join(_crystals(part.strip()) for part in name.split(","))
+
+
+def _crystals(name: str) -> str:
     if name == "embedded":
         return name
     if name in datasets.REGISTRY:
         return str(datasets.find(name))
-    if Path(name).is_dir():
+    if Path(name).is_dir() or (name.lower().endswith(".cif") and Path(name).is_file()):
         return name
     raise RunError(
-        f"problem.data: crystals: there is no folder {name!r}, and as a name: "
+        f"problem.data: crystals: there is no folder or .cif file {name!r}, and as a name: "
         + unknown("data set", name, ["embedded", *datasets.REGISTRY])
     )
 
 
 def generation(settings: Simulation) -> Generation:
     """What is simulated for a run."""
-    return Generation(
-        energy=settings.energy,
-        thickness=settings.thickness,
-        largest_edge=settings.largest_edge,
-        crystals=crystals(settings.crystals),
-    )
+    told = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "store"}
+    return Generation(**{**told, "crystals": crystals(settings.crystals)})
 
 
 def problem(
@@ -66,15 +89,41 @@ def problem(
     """The problem these settings describe."""
     return MicroscopyProblem(
         generation(question.data),
-        Window(dose=question.dose),
+        Window(dose=question.dose, dose_to=question.dose_to),
         path=question.data.store,
+        network=MakeNetwork(question.network),
         loss=MICROSCOPY_LOSS.build(question.loss),
         optimiser=optimiser,
         schedule=schedule,
-        growth=question.growth,
         per_scan=question.per_scan,
+        split_by=question.split_by,
         seed=seed,
     )
+
+
+def reconstructor(question: Microscopy, state: Mapping[str, Tensor]) -> Reconstructor:
+    """The network of these settings, with the weights of a checkpoint.
+
+    Args:
+        state: of its module.
+    Raises:
+        ValueError: it is that of another network.
+    """
+    window, pixels = Window(), Generation().detector_pixels
+    network = MakeNetwork(question.network)(pixels=pixels, probes=window.probes)
+    made = Reconstructor(network, pixels, window.refine)
+    if text := misfit(made, state):
+        first, *others = text.split("; ")
+        more = f"; and {len(others)} more like that" if others else ""
+        raise ValueError(f"the settings are those of another network ({question.network}): {first}{more}")
+    made.load_state_dict(dict(state))
+    return made.eval()
+
+
+def sight() -> Sight:
+    """What networks of runs see at a time."""
+    window, made = Window(), Generation()
+    return Sight(window.probes, window.step, window.refine, made.detector_pixels, made.detector_reach, window.blur)
 
 
 def generate(data: Simulation, engine: MapEngine) -> Path:

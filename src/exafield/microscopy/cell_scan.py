@@ -10,6 +10,7 @@ cell (0.25 A at 200 keV and 25 mrad) is complete: Fourier interpolation gives ev
 reaches half a reciprocal pixel further; the default step allows for it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from exafield.microscopy import periodic
 from exafield.microscopy.detector import AngularDetector
-from exafield.microscopy.multislice import Multislice
+from exafield.microscopy.multislice import REPEAT, Multislice
+from exafield.microscopy.paths import Scanner
 from exafield.microscopy.potential import Slices, grid_size
 
 
@@ -45,19 +47,34 @@ def scan_cell(
     detector: AngularDetector | None = None,
     probe_step: float | None = None,
 ) -> CellScan:
-    """All patterns of a probe grid over one cell of a crystal.
+    """All patterns of a probe grid over one cell of a crystal: :func:`scan_depths` behind its last slice."""
+    return scan_depths(multislice, slices, [len(slices.order)], detector, probe_step)[0]
+
+
+def scan_depths(
+    multislice: Multislice,
+    slices: Slices,
+    depths: Sequence[int],
+    detector: AngularDetector | None = None,
+    probe_step: float | None = None,
+) -> list[CellScan]:
+    """All patterns of a probe grid over one cell, behind each of several numbers of slices, from one run.
 
     The same, to rounding, as `detector.bin(multislice.scan(slices.array(), positions))` at every grid point.
 
     Args:
         multislice: microscope; its sampling and slice thickness must be those of the slices.
         slices: one unit cell and how often it repeats in the simulated array.
+        depths: numbers of slices, rising, up to all there are.
         detector: angular grid; 16 x 16 bins over +-40 mrad by default.
         probe_step: largest distance between probe positions [A]; by default the largest that is complete.
 
     Raises:
-        ValueError: the grids do not fit each other, or the aperture is under-sampled.
+        ValueError: the grids do not fit each other, the depths do not rise, or the aperture is under-sampled.
     """
+    order = list(slices.order)
+    if not depths or any(b <= a for a, b in zip([0, *depths], depths, strict=False)) or depths[-1] > len(order):
+        raise ValueError(f"depths must rise within 1..{len(order)} slices, got {list(depths)}")
     detector = detector or AngularDetector()
     same = all(abs(a / b - 1) < 1e-9 for a, b in zip(multislice.sampling, slices.sampling, strict=True))
     if not same or abs(multislice.slice_thickness / slices.thickness - 1) > 1e-9:
@@ -72,51 +89,47 @@ def scan_cell(
     _, nx, ny = slices.potential.shape
     repeats = slices.repeats
     shape = (nx * repeats[0], ny * repeats[1])
-    probes = tuple(grid_size(edge, probe_step) for edge in slices.cell)
-    pupil = multislice.pupil(shape)
-    propagator = multislice.propagator(shape)
-    transmission = multislice.transmission(slices.potential)
-
-    # Incident beams sorted by residue class: index in the full array = residue + repeats * index on the tile.
-    index = pupil.abs().nonzero()
-    many = torch.tensor(repeats, device=index.device)
-    residue = (index % many)[:, 0] * repeats[1] + (index % many)[:, 1]
-    sort = residue.argsort(stable=True)
-    index, residue = index[sort], residue[sort]
-    blocks = propagator.reshape(nx, repeats[0], ny, repeats[1]).permute(1, 3, 0, 2).reshape(-1, nx, ny)
-    step = multislice.batch(nx * ny)
-    matrix = torch.cat(
-        [
-            periodic.scattering_matrix(transmission, list(slices.order), blocks[r], g, step)
-            for g, r in zip((index // many).split(step), residue.split(step), strict=True)
-        ]
+    probes = (grid_size(slices.cell[0], probe_step), grid_size(slices.cell[1], probe_step))
+    scanner = Scanner(
+        multislice, slices.potential, order, repeats, probes[0] * probes[1], depths, REPEAT[multislice.dtype], "matrix"
     )
-    matrix *= pupil[index[:, 0], index[:, 1]][:, None, None]
-    kept = float(matrix.abs().square().sum(dtype=torch.float64))
-
+    tiling = scanner.tiling
+    index, amplitude = scanner.beams
+    residue = tiling.number(tiling.split(index)[0])
     # A beam's reciprocal-lattice vector; negative frequencies are counted from the end of the probe grid.
-    size = torch.tensor(shape, device=index.device)
-    signed = torch.where(index > (size - 1) // 2, index - size, index)
-    vector = torch.div(signed - index % many, many, rounding_mode="floor") % torch.tensor(probes, device=index.device)
+    vector = torch.div(index, torch.tensor(repeats), rounding_mode="floor") % torch.tensor(probes)
+    place = (vector[:, 0] * probes[1] + vector[:, 1]).to(multislice.device)
+    # The detector's weights for the frequencies of each residue's window.
     weights = [
-        detector.weights(k, 1 / edge, multislice.wavelength).to(multislice.device, matrix.real.dtype)
-        for k, edge in zip(multislice.frequencies(shape), slices.box, strict=True)
+        _windows(detector.weights(k, 1 / edge, multislice.wavelength), low, size, m).to(amplitude.real)
+        for k, edge, low, size, m in zip(
+            multislice.frequencies(shape), slices.box, tiling.low, tiling.size, repeats, strict=True
+        )
     ]
-    binned = matrix.real.new_zeros(detector.pixels, detector.pixels, probes[0] * probes[1])
-    for r in range(repeats[0] * repeats[1]):
-        chosen = (residue == r).nonzero()[:, 0]
-        if len(chosen) == 0:
-            continue
-        wx, wy = weights[0][:, r // repeats[1] :: repeats[0]], weights[1][:, r % repeats[1] :: repeats[1]]
-        hit_x, hit_y = (w.sum(0).nonzero()[:, 0] for w in (wx, wy))
-        series = matrix.new_zeros(len(hit_x) * len(hit_y), probes[0] * probes[1])
-        rows = matrix[chosen][:, hit_x][:, :, hit_y].reshape(len(chosen), -1)
-        # index_add: on a coarse probe grid several vectors fold onto one point.
-        series.index_add_(1, vector[chosen, 0] * probes[1] + vector[chosen, 1], rows.T)
-        amplitude = torch.fft.fft2(series.reshape(-1, *probes))
-        intensity = periodic.intensity(amplitude).reshape(len(hit_x), -1)
-        partial = (wx[:, hit_x] @ intensity).reshape(detector.pixels, len(hit_y), -1)
-        binned += wy[:, hit_y] @ partial
-    patterns = binned.permute(2, 0, 1).reshape(*probes, detector.pixels, detector.pixels).contiguous()
     distance = (slices.cell[0] / probes[0], slices.cell[1] / probes[1])
-    return CellScan(patterns, distance, kept, float(patterns.sum(dtype=torch.float64)) / (probes[0] * probes[1]))
+    scans = []
+    for matrix in scanner.matrix():
+        matrix *= amplitude[:, None, None]
+        binned = matrix.real.new_zeros(detector.pixels, detector.pixels, probes[0] * probes[1])
+        for r in residue.unique().tolist():
+            chosen = (residue == r).nonzero()[:, 0].to(multislice.device)
+            wx, wy = weights[0][r // repeats[1]], weights[1][r % repeats[1]]
+            hit_x, hit_y = (w.sum(0).nonzero()[:, 0] for w in (wx, wy))
+            series = matrix.new_zeros(len(hit_x) * len(hit_y), probes[0] * probes[1])
+            rows = matrix[chosen][:, hit_x][:, :, hit_y].reshape(len(chosen), -1)
+            # index_add: on a coarse probe grid several vectors fold onto one point.
+            series.index_add_(1, place[chosen], rows.T)
+            seen = periodic.intensity(torch.fft.fft2(series.reshape(-1, *probes))).reshape(len(hit_x), -1)
+            partial = (wx[:, hit_x] @ seen).reshape(detector.pixels, len(hit_y), -1)
+            binned += wy[:, hit_y] @ partial
+        patterns = binned.permute(2, 0, 1).reshape(*probes, detector.pixels, detector.pixels).contiguous()
+        kept = float(matrix.abs().square().sum(dtype=torch.float64))
+        detected = float(patterns.sum(dtype=torch.float64)) / (probes[0] * probes[1])
+        scans.append(CellScan(patterns, distance, kept, detected))
+    return scans
+
+
+def _windows(weights: Float[Tensor, "bin k"], low: int, size: int, repeats: int) -> Float[Tensor, "residue bin g"]:
+    """Columns of the frequencies r + repeats g, for each residue r and the g of its window."""
+    index = torch.arange(repeats)[:, None] + repeats * (low + torch.arange(size))
+    return weights[:, index % weights.shape[1]].transpose(0, 1)

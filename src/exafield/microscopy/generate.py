@@ -4,27 +4,25 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
-from exafield.microscopy.cell_scan import scan_cell
 from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
-from exafield.microscopy.detector import AngularDetector
-from exafield.microscopy.multislice import Multislice
-from exafield.microscopy.potential import projected_slices
+from exafield.microscopy.recipe import DTYPES, Precision, Recipe, simulate
 from exafield.microscopy.scattering import Parametrisation
-from exafield.microscopy.views import View, views
+from exafield.microscopy.views import View, view, views
 from exafield.store import SampleStore, cache_folder, locked
 
 # Raised whenever the same parameters give other numbers than before: data simulated earlier is then made again.
-_PHYSICS = 1
+# 2: several thicknesses a sample, and the detector's width goes with the convergence angle.
+_PHYSICS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -33,48 +31,98 @@ _log = logging.getLogger(__name__)
 class Generation:
     """What is simulated. The defaults are those of the demo; all our choice unless said.
 
+    Each view is simulated `variants` times, with energy, convergence angle and B factor drawn for each, and each of
+    these behind `thicknesses` thicknesses, one drawn from each of as many equal parts of their range. Where the upper
+    end of a range is None, all are alike.
+
     Args:
-        energy: of the beam [eV].
-        convergence_angle: semi-angle [rad]; the aperture's edge is soft.
-        thickness: of the specimen [A].
+        energy, energy_to: of the beam [eV]; drawn evenly in its logarithm.
+        convergence_angle, convergence_angle_to: semi-angle [rad]; the aperture's edge is soft.
+        thickness, thickness_to: of the specimen [A].
+        b_factor, b_factor_to: Debye-Waller factor of every atom [A^2]; 0.6 is about that of metals at room temperature.
+        variants: simulations of each view.
+        thicknesses: of each simulation.
         slice_thickness: [A].
         sampling: pixel of the potential [A].
-        b_factor: Debye-Waller factor of every atom [A^2]; about that of metals at room temperature.
         box: the cell is repeated to about this edge [A].
         detector_pixels: along a side.
-        detector_angle: half the detector's width [rad].
+        detector_reach: half the detector's width, in convergence angles: any energy and angle has the same pixels.
         parametrisation: of the scattering factors.
         largest_edge: of a cell across the beam [A].
-        crystals: "embedded" for the built-in table, or a folder of CIF files.
+        crystals: "embedded" for the built-in table, a folder of CIF files, CIF files, or several of these with commas.
+        precision: that patterns are kept in: fp16 rounds to a two-thousandth, far below any counting noise.
+        seed: of what is drawn. A sample depends on it, its view and its number alone, not on other crystals.
     """
 
     energy: float = 200e3
+    energy_to: float | None = None
     convergence_angle: float = 0.025
+    convergence_angle_to: float | None = None
     thickness: float = 40.0
+    thickness_to: float | None = None
+    b_factor: float = 0.6
+    b_factor_to: float | None = None
+    variants: int = 1
+    thicknesses: int = 1
     slice_thickness: float = 2.0
     sampling: float = 0.125
-    b_factor: float = 0.6
     box: float = 14.0
     detector_pixels: int = 16
-    detector_angle: float = 0.040
+    detector_reach: float = 1.6
     parametrisation: Parametrisation = "kirkland"
     largest_edge: float = 9.0
     crystals: str = "embedded"
+    precision: Precision = "fp16"
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        names = ("energy", "convergence_angle", "thickness", "slice_thickness", "sampling", "box", "detector_angle")
+        names = ("energy", "convergence_angle", "thickness", "slice_thickness", "sampling", "box", "detector_reach")
         for name in (*names, "largest_edge"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ValueError(f"generation: {name} must be above 0 and finite, got {value}")
         if not 0 <= self.b_factor < float("inf"):
             raise ValueError(f"generation: b_factor must be 0 A^2 or more, got {self.b_factor}")
-        if self.detector_pixels < 2:
-            raise ValueError(f"generation: detector_pixels must be 2 or more, got {self.detector_pixels}")
+        for name in ("energy", "convergence_angle", "thickness", "b_factor"):
+            low, high = self._range(name)
+            if not low <= high < float("inf"):
+                raise ValueError(f"generation: {name}_to must be finite and at least {name}, {low}, got {high}")
+        for name, least in (("detector_pixels", 2), ("variants", 1), ("thicknesses", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"generation: {name} must be {least} or more, got {getattr(self, name)}")
         if self.thickness < self.slice_thickness:
             raise ValueError(
                 f"generation: thickness, {self.thickness} A, must be at least one slice of {self.slice_thickness} A"
             )
+        if self.precision not in DTYPES:
+            raise ValueError(f"generation: precision must be one of {', '.join(DTYPES)}, got {self.precision!r}")
+
+    def _range(self, name: str) -> tuple[float, float]:
+        low, high = getattr(self, name), getattr(self, f"{name}_to")
+        return low, low if high is None else high
+
+    def recipe(self, view: View, variant: int) -> Recipe:
+        """How one sample is made."""
+        random = np.random.default_rng(np.random.SeedSequence((self.seed, int(_content(view), 16), variant)))
+        (e0, e1), (a0, a1), (t0, t1), (b0, b1) = (
+            self._range(name) for name in ("energy", "convergence_angle", "thickness", "b_factor")
+        )
+        energy, angle, b_factor = random.uniform(np.log(e0), np.log(e1)), random.uniform(a0, a1), random.uniform(b0, b1)
+        parts = np.linspace(t0, t1, self.thicknesses + 1)
+        drawn = random.uniform(parts[:-1], parts[1:])
+        return Recipe(
+            energy=float(np.exp(energy)) if e1 > e0 else e0,
+            convergence_angle=float(angle),
+            thicknesses=tuple(map(float, drawn)),
+            b_factor=float(b_factor),
+            slice_thickness=self.slice_thickness,
+            sampling=self.sampling,
+            box=self.box,
+            detector_pixels=self.detector_pixels,
+            detector_reach=self.detector_reach,
+            parametrisation=self.parametrisation,
+            precision=self.precision,
+        )
 
     def attributes(self) -> dict[str, Any]:
         """What a store made with these parameters says of itself."""
@@ -85,120 +133,110 @@ class Generation:
         return hashlib.sha256(json.dumps(self.attributes(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-Part = Literal["train", "validation", "test"]
+class CrystalWarning(UserWarning):
+    """A crystal that is left out; says which, and why."""
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One simulated view: everything a scan of this crystal can show.
+def crystals(source: str) -> Iterator[Crystal]:
+    """The crystals that a text means, one at a time: those that cannot be used are warned of and left out.
 
     Args:
-        patterns: (px, py, kx, ky) over a grid of probe positions over one cell, as shares of the incident intensity.
-        potential: (x, y) projected potential of the specimen over one cell [V A].
-        edges: of the cell [A].
-        name, crystal, material, prototype: of what it shows; `material` is composition and space group.
-        kept: share of the incident intensity inside the band limit behind the specimen.
-    """
-
-    patterns: np.ndarray
-    potential: np.ndarray
-    edges: tuple[float, float]
-    name: str
-    crystal: str
-    material: str
-    prototype: str
-    kept: float = 1.0
-
-
-def crystals(source: str) -> list[Crystal]:
-    """The crystals of the built-in table or of a folder of CIF files.
-
+        source: "embedded" for the built-in table, a folder of CIF files, a CIF file, or several of these with commas.
     Raises:
-        CrystalError: the folder holds no CIF file, or one cannot be read; names it.
+        CrystalError: a folder holds no CIF file, or no file can be used; says why.
     """
-    if source == "embedded":
-        return list(embedded())
-    paths = sorted(Path(source).glob("*.cif"))
-    if not paths:
-        raise CrystalError(f"{source}: no such folder, or no .cif file in it")
-    return [from_cif(path) for path in paths]
+    refused = []
+    usable = False
+    for part in [source] if Path(source).is_dir() else source.split(","):
+        if part == "embedded":
+            yield from embedded()
+            usable = True
+            continue
+        path = Path(part)
+        paths = [path] if path.suffix.lower() == ".cif" and not path.is_dir() else sorted(path.glob("*.cif"))
+        if not paths:
+            raise CrystalError(f"{part}: no such folder, or no .cif file in it")
+        for cif in paths:
+            try:
+                crystal = from_cif(cif)
+            except CrystalError as error:
+                refused.append(str(error))
+                warnings.warn(f"left out: {error}", CrystalWarning, stacklevel=2)
+            else:
+                usable = True
+                yield crystal
+    if not usable:
+        raise CrystalError("no crystal can be used: " + "; ".join(refused))
 
 
-def simulate(task: tuple[View, Generation]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One view's arrays and attributes; a plain function of its argument, for any engine."""
-    view, _ = task
+def samples(generation: Generation) -> Iterator[tuple[str, View, int]]:
+    """Key, view and variant of all samples there are to be, one at a time."""
+    for crystal in crystals(generation.crystals):
+        seen = views(crystal, generation.largest_edge)
+        if not seen and generation.crystals != "embedded":
+            warnings.warn(f"left out: {_unseen(crystal, generation)}", CrystalWarning, stacklevel=2)
+        for view in seen:
+            for variant in range(generation.variants):
+                yield _key(view, variant), view, variant
+
+
+def _unseen(crystal: Crystal, generation: Generation) -> str:
+    """Why a crystal has no view."""
     try:
-        return _simulated(*task)
-    except Exception as error:
-        error.add_note(f"This was view {view.name!r}.")
-        raise
-
-
-def _simulated(view: View, g: Generation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    torch.set_num_threads(1)
-    slices = projected_slices(
-        view,
-        sampling=g.sampling,
-        slice_thickness=g.slice_thickness,
-        thickness=g.thickness,
-        b_factor=g.b_factor,
-        parametrisation=g.parametrisation,
-        box=g.box,
+        edges = view(crystal, "001").cell
+    except CrystalError as error:
+        return str(error)
+    size = " x ".join(f"{edge:.1f}" for edge in edges)
+    return (
+        f"{crystal.name}: its orthogonal cell of {size} A has no axis with edges up to {generation.largest_edge:g} A across "
+        "the beam: raise largest_edge"
     )
-    microscope = Multislice(
-        energy=g.energy,
-        sampling=slices.sampling,
-        slice_thickness=slices.thickness,
-        convergence_angle=g.convergence_angle,
-        aperture="soft",
-    )
-    scan = scan_cell(microscope, slices, AngularDetector(g.detector_pixels, g.detector_angle))
-    arrays = {
-        "patterns": scan.patterns.numpy().astype(np.float32),
-        "potential": slices.total.numpy().astype(np.float32),
-    }
-    attributes = {
-        "name": view.name,
-        "crystal": view.crystal.name,
-        "material": view.crystal.material,
-        "prototype": view.crystal.prototype,
-        "reference": view.crystal.reference,
-        "zone": view.zone,
-        "edges_angstrom": list(slices.cell),
-        "thickness_angstrom": slices.thickness * len(slices.order),
-        "intensity_within_band_limit": scan.kept,
-        "intensity_on_detector": scan.detected,
-        "units": {"patterns": "share of incident intensity", "potential": "V A"},
-    }
-    return arrays, attributes
 
 
-def generate(path: str | Path, generation: Generation, engine: MapEngine | None = None) -> tuple[int, float]:
-    """Simulates every view that the store at `path` does not hold yet.
+def keys(generation: Generation) -> list[str]:
+    """Of all samples there are to be, each once.
 
-    Interrupted, it goes on where it stopped when called again; two processes do not disturb each other.
-
-    Returns:
-        the number of views simulated now, and the smallest share of intensity any view kept within the band limit.
     Raises:
-        StoreError: the store was made with other parameters, is damaged, or cannot be written.
-        CrystalError: a crystal cannot be used.
+        CrystalError: there is none, or a crystal cannot be used.
     """
-    wanted = _wanted(generation)
-    if not wanted:
+    found = list(dict.fromkeys(key for key, *_ in samples(generation)))
+    if not found:
         raise CrystalError(
             f"no crystal of {generation.crystals} has an orthogonal or hexagonal cell with edges up to "
             f"{generation.largest_edge} A"
         )
+    return found
+
+
+def _tasks(generation: Generation, wanted: Sequence[str]) -> Iterator[tuple[View, Recipe]]:
+    """What makes the samples, in the order of their keys."""
+    order = iter(wanted)
+    following = next(order, None)
+    for key, view, variant in samples(generation):
+        if key == following:  # a structure given twice is made once
+            yield view, generation.recipe(view, variant)
+            following = next(order, None)
+
+
+def generate(path: str | Path, generation: Generation, engine: MapEngine | None = None) -> tuple[int, float]:
+    """Simulates every sample that the store at `path` does not hold yet.
+
+    Interrupted, it goes on where it stopped when called again; two processes do not disturb each other.
+
+    Returns:
+        the number of samples simulated now, and the smallest share of intensity any kept within the band limit.
+    Raises:
+        StoreError: the store was made with other parameters, is damaged, or cannot be written.
+        CrystalError: a crystal cannot be used.
+    """
+    wanted = keys(generation)
     engine = engine or ProcessEngine()
-    keys = list(wanted)
     made, least = 0, 1.0
     with locked(path), SampleStore(path, generation.attributes(), write=True) as store:
         complete = store.keys()
-        done = {index for index, key in enumerate(keys) if key in complete}
-        tasks = ((view, generation) for view in wanted.values())
-        for index, (arrays, attributes) in engine.map(simulate, tasks, done=done):
-            store.write(keys[index], arrays, attributes)
+        done = {index for index, key in enumerate(wanted) if key in complete}
+        for index, (arrays, attributes) in engine.map(simulate, _tasks(generation, wanted), done=done):
+            store.write(wanted[index], arrays, attributes)
             made += 1
             kept, detected = attributes["intensity_within_band_limit"], attributes["intensity_on_detector"]
             _log.info("%s: %.4f of the intensity kept, %.4f detected", attributes["name"], kept, detected)
@@ -206,70 +244,19 @@ def generate(path: str | Path, generation: Generation, engine: MapEngine | None 
     return made, least
 
 
-def _wanted(generation: Generation) -> Mapping[str, View]:
-    """All views of all crystals, by the key of their sample."""
-    seen = (v for crystal in crystals(generation.crystals) for v in views(crystal, generation.largest_edge))
-    return {_key(view): view for view in seen}
-
-
-def _key(view: View) -> str:
-    """Of a view's sample; a structure that was edited since is another sample."""
+def _content(view: View) -> str:
+    """A short name for the atoms of a view: a structure that was edited since is another one."""
     content = hashlib.sha256(view.numbers.astype("<i8").tobytes())
     lengths = np.round([*view.cell, *view.positions.ravel()], 5) + 0.0  # no negative zeros
     content.update(lengths.astype("<f8").tobytes())
+    return content.hexdigest()[:8]
+
+
+def _key(view: View, variant: int) -> str:
     name = re.sub(r"[^A-Za-z0-9]+", "-", view.crystal.name)
-    return f"{name}.{view.crystal.space_group}.{view.zone}.{content.hexdigest()[:8]}"
+    return f"{name}.{view.crystal.space_group}.{view.zone}.{_content(view)}.{variant}"
 
 
 def default_path(generation: Generation) -> Path:
     """Where a generated set is kept if nobody says otherwise."""
     return cache_folder() / f"microscopy-{generation.digest()}.zarr"
-
-
-def load(path: str | Path, generation: Generation) -> list[Scan]:
-    """All scans that a store holds of a generation's crystals, in order of their keys.
-
-    Raises:
-        StoreError: see :class:`SampleStore`.
-    """
-    scans = []
-    wanted = _wanted(generation)
-    with SampleStore(path, generation.attributes()) as store:
-        for key in sorted(store.keys() & wanted.keys()):
-            arrays, about = store.read(key)
-            edges = about["edges_angstrom"]
-            scans.append(
-                Scan(
-                    arrays["patterns"],
-                    arrays["potential"],
-                    (edges[0], edges[1]),
-                    about["name"],
-                    about["crystal"],
-                    about["material"],
-                    about["prototype"],
-                    about["intensity_within_band_limit"],
-                )
-            )
-    return scans
-
-
-def part_of(material: str) -> Part:
-    """Which part of the data a material belongs to: 70 % train, 12 % validation, 18 % test, by hash.
-
-    All views of a material, and all crystals of the same composition and space group, are on one side.
-    """
-    share = int.from_bytes(hashlib.sha256(material.encode()).digest()[:4]) / 2**32
-    return "test" if share < 0.18 else "validation" if share < 0.30 else "train"
-
-
-def split(scans: Iterable[Scan]) -> dict[Part, list[Scan]]:
-    """The scans by part."""
-    parts: dict[Part, list[Scan]] = {"train": [], "validation": [], "test": []}
-    for scan in scans:
-        parts[part_of(scan.material)].append(scan)
-    return parts
-
-
-def seen_prototypes(train: Sequence[Scan]) -> set[str]:
-    """The structure types that occur in training."""
-    return {scan.prototype for scan in train}

@@ -50,6 +50,16 @@ class Huber:
         return torch.nn.functional.huber_loss(error, torch.zeros_like(error), delta=self.threshold(step))
 
 
+def surprise(
+    prediction: Float[Tensor, "batch x y"], log_deviation: Float[Tensor, "batch x y"], truth: Float[Tensor, "batch x y"]
+) -> Float[Tensor, ""]:
+    """Negative logarithm of the truth's likelihood, if errors were normal with the deviation that is expected, less a
+    constant; it teaches the deviation only (Nix and Weigend, ICNN 1994; that the mean is not to learn from it: Seitzer
+    et al., arXiv:2203.09168)."""
+    error = (prediction.detach() - truth) * torch.exp(-log_deviation)
+    return (0.5 * error.square() + log_deviation).mean()
+
+
 def _spread(truth: Tensor) -> Tensor:
     # A window of vacuum has no spread; the floor keeps its loss finite (our choice).
     return truth.flatten(1).std(1)[:, None, None].clamp(min=1e-3)

@@ -2,28 +2,37 @@
 
 Conventions. Waves are exp(+2 pi i k.x); pixel (i, j) of an array is the point (i dx, j dy). The transmission of a slice
 is exp(+i sigma V); it acts first, then the wave travels the slice's thickness, after the last slice as well. The probe
-at x0 is sum_k A(k) exp(-i chi(k)) exp(2 pi i k.(x - x0)) with chi = pi lambda k^2 (Cs lambda^2 k^2 / 2 - defocus): a
-positive defocus (underfocus) puts the focus that far below the entrance face. Patterns are |psi(k)|^2 on the array's
-reciprocal grid, zero frequency at (nx // 2, ny // 2), divided by the incident sum: their sum is the share of the
-electrons kept inside the band limit.
+at x0 is sum_k A(k) exp(-i chi(k)) exp(2 pi i k.(x - x0)) with
+
+    chi = pi lambda k^2 (C5 lambda^4 k^4 / 3 + Cs lambda^2 k^2 / 2 + A cos 2(phi - phi_A) - defocus),
+
+phi being the angle of k from x towards y: a positive defocus (underfocus) puts the focus that far below the entrance
+face. Patterns are |psi(k)|^2 on the array's reciprocal grid, zero frequency at (nx // 2, ny // 2), divided by the
+incident sum: their sum is the share of the electrons kept inside the band limit.
 Kirkland, Advanced Computing in Electron Microscopy, 2nd ed. (2010), chapter 6.
 """
 
+import logging
 import math
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from exafield.microscopy import periodic
 from exafield.microscopy.electron import interaction, wavelength
+from exafield.microscopy.fourier import Library
+from exafield.microscopy.paths import Scanner, ScanPath
+from exafield.microscopy.room import check_memory, warn_of_loss, zeros
 
-# Complex numbers per batch of transforms: a batch of this size stays in a CPU core's cache, a GPU wants it large.
-_BATCH = {"cpu": 2**17, "cuda": 2**25}
+_log = logging.getLogger(__name__)
+
 # Slices repeat if they differ by less than this part of their largest value; our choice, ten times the rounding.
-_REPEAT = {torch.complex64: 1e-6, torch.complex128: 1e-13}
+REPEAT = {torch.complex64: 1e-6, torch.complex128: 1e-13}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +45,17 @@ class Multislice:
         slice_thickness: distance travelled after each slice [A].
         convergence_angle: half angle of the probe-forming aperture [rad].
         defocus: distance of the focus below the entrance face [A].
-        cs: spherical aberration [A].
+        cs: spherical aberration of third order [A].
+        c5: spherical aberration of fifth order [A].
+        astigmatism: twofold [A]; along `astigmatism_angle` the focus lies that much higher than `defocus` says, across
+            it that much deeper.
+        astigmatism_angle: from x towards y [rad].
         aperture: "hard" passes k <= angle / wavelength; "soft" has a linear edge of one reciprocal pixel about it.
         band_limit: cutoff of transmission and propagator, in units of the coarser axis' Nyquist frequency, or None.
         taper: width of the raised-cosine edge that ends at the cutoff, in units of 1 / max(dx, dy).
         dtype: torch.complex64 or torch.complex128.
         device: where the work is done.
+        fourier: "torch" for torch.fft; "scipy" for scipy.fft and any backend that was set for it (see fourier.py).
     """
 
     energy: float
@@ -50,11 +64,15 @@ class Multislice:
     convergence_angle: float
     defocus: float = 0.0
     cs: float = 0.0
+    c5: float = 0.0
+    astigmatism: float = 0.0
+    astigmatism_angle: float = 0.0
     aperture: Literal["hard", "soft"] = "hard"
     band_limit: float | None = 2 / 3
     taper: float = 0.01
     dtype: torch.dtype = torch.complex64
     device: torch.device | str = field(default="cpu")
+    fourier: Library = "torch"
 
     def __post_init__(self) -> None:
         positive = {
@@ -67,8 +85,9 @@ class Multislice:
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        if not (math.isfinite(self.defocus) and math.isfinite(self.cs)):
-            raise ValueError(f"defocus and cs must be finite lengths [A], got {self.defocus} and {self.cs}")
+        for name in ("defocus", "cs", "c5", "astigmatism", "astigmatism_angle"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
         if self.convergence_angle > 0.5:
             raise ValueError(
                 f"convergence_angle is in rad: {self.convergence_angle} is no small angle; 25 mrad is 0.025"
@@ -79,7 +98,9 @@ class Multislice:
             raise ValueError(f"band_limit must be in (0, 1] or None, got {self.band_limit}")
         if not 0 <= self.taper < 0.5 * (self.band_limit or 1):
             raise ValueError(f"taper must be at least 0 and below half of the band limit, got {self.taper}")
-        if self.dtype not in _REPEAT:
+        if self.fourier == "scipy" and torch.device(self.device).type != "cpu":
+            raise ValueError(f'fourier="scipy" works on the CPU, not on {self.device}: leave fourier at "torch"')
+        if self.dtype not in REPEAT:
             raise ValueError(f"dtype must be torch.complex64 or torch.complex128, got {self.dtype}")
         passed = self.convergence_angle / self.wavelength
         if passed > self.cutoff:
@@ -143,6 +164,9 @@ class Multislice:
     def pupil(self, shape: tuple[int, int]) -> Complex[Tensor, "x y"]:
         """A(k) exp(-i chi(k)) of the probe at the origin, zero frequency first; the sum of squares is one.
 
+        Warns where aberrations spread the probe wider than the array: then chi changes by more than pi from one beam to
+        the next, and the probe overlaps its own periodic images.
+
         Raises:
             ValueError: the array is too small for the aperture to hold more than one beam along x or y.
         """
@@ -164,8 +188,35 @@ class Multislice:
             pixel = torch.hypot(kx[:, None] * steps[0], ky[None] * steps[1]) / k.clamp(min=1e-30)
             amplitude = ((radius - k) / pixel.clamp(min=min(steps)) + 0.5).clamp(0, 1)
         amplitude = amplitude / amplitude.square().sum().sqrt()
-        chi = math.pi * self.wavelength * square * (0.5 * self.cs * self.wavelength**2 * square - self.defocus)
+        chi = self._aberrations(kx[:, None], ky[None], square)
+        self._check_width(chi, amplitude > 0, shape)
         return torch.polar(amplitude, -chi).to(self.device, self.dtype)
+
+    def _aberrations(
+        self, kx: Float[Tensor, "x 1"], ky: Float[Tensor, "1 y"], square: Float[Tensor, "x y"]
+    ) -> Float[Tensor, "x y"]:
+        """Phase chi(k) of the lens [rad]; square is |k|^2."""
+        angle2 = self.wavelength**2 * square
+        round_part = square * (0.5 * self.cs * angle2 + self.c5 / 3 * angle2**2 - self.defocus)
+        c, s = math.cos(2 * self.astigmatism_angle), math.sin(2 * self.astigmatism_angle)
+        twofold = self.astigmatism * (c * (kx**2 - ky**2) + 2 * s * kx * ky)
+        return math.pi * self.wavelength * (round_part + twofold)
+
+    def _check_width(self, chi: Float[Tensor, "x y"], inside: Bool[Tensor, "x y"], shape: tuple[int, int]) -> None:
+        factor = 1.0
+        for dim in (0, 1):
+            both = inside & inside.roll(1, dim)
+            turn = (chi - chi.roll(1, dim)).abs()[both]
+            if len(turn):
+                factor = max(factor, float(turn.max()) / math.pi)
+        if factor > 1:
+            edges = [n * d for n, d in zip(shape, self.sampling, strict=True)]
+            warnings.warn(
+                f"the probe is wider than the array of {edges[0]:.3g} x {edges[1]:.3g} A, so that it overlaps its "
+                f"periodic images: repeat the array to about {factor * max(edges):.3g} A, or use smaller aberrations "
+                "or a smaller convergence_angle",
+                stacklevel=3,
+            )
 
     def ramps(
         self, shape: tuple[int, int], positions: Float[Tensor, "probe 2"]
@@ -194,16 +245,53 @@ class Multislice:
             slices: projected potentials in the order the beam meets them [V A].
             positions: probe positions [A].
         """
-        self._check(slices, positions)
-        return self._plain(*self._distinct(slices), positions)
+        different, order = self.prepared(slices, positions)
+        depths = [len(order)]
+        return Scanner(self, different, order, (1, 1), len(positions), depths, 0.0, "plain").waves(positions)
+
+    def scanner(
+        self,
+        slices: Float[Tensor, "slice x y"],
+        positions: Float[Tensor, "probe 2"],
+        depths: Sequence[int] | None = None,
+    ) -> tuple[Scanner, Int[Tensor, "distinct"], Int[Tensor, "probe"]]:
+        """What makes the patterns of a scan, with all that does not depend on the positions done.
+
+        Args:
+            slices: projected potentials in the order the beam meets them [V A].
+            positions: all positions to come [A]; how many of them differ decides on the path.
+            depths: numbers of slices behind which patterns are wanted, ascending; all by default.
+
+        Returns:
+            the scanner, whose `path` says what it does; which positions differ, and which of those each position is.
+
+        Raises:
+            ValueError: see `scan`.
+        """
+        different, order = self.prepared(slices, positions)
+        depths = [len(order)] if depths is None else list(depths)
+        if not depths or depths != sorted(set(depths)) or depths[0] < 0 or depths[-1] > len(order):
+            raise ValueError(f"depths must ascend within 0..{len(order)}, the number of slices, got {depths}")
+        tolerance = REPEAT[self.dtype]
+        tile = periodic.smallest_tile(different, tolerance)
+        edges = (tile[0] * self.sampling[0], tile[1] * self.sampling[1])
+        first, inverse = periodic.distinct_positions(positions, edges)
+        repeats = (slices.shape[1] // tile[0], slices.shape[2] // tile[1])
+        part = different[:, : tile[0], : tile[1]]
+        return Scanner(self, part, order, repeats, len(first), depths, tolerance), first, inverse
+
+    def path(self, slices: Float[Tensor, "slice x y"], positions: Float[Tensor, "probe 2"]) -> ScanPath:
+        """How `scan` computes these patterns, and what that takes; `scan` logs the same."""
+        return self.scanner(slices, positions)[0].path
 
     def scan(
         self, slices: Float[Tensor, "slice x y"], positions: Float[Tensor, "probe 2"]
     ) -> Float[Tensor, "probe kx ky"]:
         """Diffraction pattern for each probe position.
 
-        Where all slices repeat within the array, the exact periodic path is taken by itself (see periodic.py): it works
-        on one tile and simulates each distinct position once. Otherwise the probes go through the array in batches.
+        Where all slices repeat within the array, an exact periodic path is taken by itself (see paths.py): it works
+        on one tile, simulates each distinct position once, and uses the symmetry of the slices. Otherwise the probes go
+        through the array. `path` and the log (INFO) say which it is.
 
         Args:
             slices: projected potentials in the order the beam meets them [V A].
@@ -214,110 +302,78 @@ class Multislice:
 
         Raises:
             ValueError: shapes do not fit, a potential or position is not finite, or the aperture is under-sampled.
+            MemoryError: the patterns are larger than the memory that is free; `scan_to_file` writes them to a file.
         """
-        self._check(slices, positions)
-        different, order = self._distinct(slices)
-        shape = (slices.shape[1], slices.shape[2])
-        tile = periodic.smallest_tile(different, _REPEAT[self.dtype])
-        if tile == shape:
-            return self._plain_scan(different, order, positions)
-        edges = torch.tensor([n * d for n, d in zip(tile, self.sampling, strict=True)], dtype=torch.float64)
-        first, inverse = periodic.distinct_positions(positions.to("cpu", torch.float64), edges)
-        patterns = self._periodic_scan(different[:, : tile[0], : tile[1]], order, shape, positions.cpu()[first])
-        return patterns if torch.equal(inverse, torch.arange(len(positions))) else patterns[inverse.to(patterns.device)]
+        return self.thickness_series(slices, positions, [len(slices)])[0]
 
-    def batch(self, pixels: int) -> int:
-        """How many arrays of this many pixels are transformed together."""
-        return max(1, _BATCH.get(torch.device(self.device).type, _BATCH["cpu"]) // pixels)
+    def thickness_series(
+        self,
+        slices: Float[Tensor, "slice x y"],
+        positions: Float[Tensor, "probe 2"],
+        depths: Sequence[int],
+    ) -> Float[Tensor, "depth probe kx ky"]:
+        """Patterns behind several thicknesses, from one run: see `scan`.
 
-    def _check(self, slices: Float[Tensor, "slice x y"], positions: Float[Tensor, "probe 2"]) -> None:
+        Args:
+            slices: projected potentials in the order the beam meets them [V A].
+            positions: probe positions [A].
+            depths: numbers of slices, ascending.
+        """
+        room = (len(depths), len(positions), *slices.shape[1:])
+        check_memory(room, self._real, self.device)
+        scanner, first, inverse = self.scanner(slices, positions, depths)
+        _log.info("%s", scanner.path)
+        patterns = zeros(room, self._real, self.device)
+        alike = len(first) == len(positions)
+        # Where positions differ modulo the tile, as they mostly do, patterns are made where they stay.
+        distinct = patterns if alike else zeros((len(depths), len(first), *room[2:]), self._real, self.device)
+        warn_of_loss(scanner.fill(distinct, positions.cpu()[first]))
+        if not alike:
+            for group, here in enumerate(inverse.tolist()):
+                patterns[:, group] = distinct[:, here]
+        return patterns
+
+    def mean_scan(
+        self, configurations: Iterable[Float[Tensor, "slice x y"]], positions: Float[Tensor, "probe 2"]
+    ) -> Float[Tensor, "probe kx ky"]:
+        """Patterns averaged over specimens, such as those of frozen phonons; one at a time is in memory.
+
+        Args:
+            configurations: slices of each specimen [V A].
+            positions: probe positions [A].
+
+        Raises:
+            ValueError: there is no configuration; see also `scan`.
+        """
+        total, count = None, 0
+        for slices in configurations:
+            one = self.scan(slices, positions)
+            total, count = one if total is None else total.add_(one), count + 1
+        if total is None:
+            raise ValueError("there is no configuration to average over")
+        return total.div_(count)
+
+    def prepared(
+        self, slices: Float[Tensor, "slice x y"], positions: Float[Tensor, "probe 2"]
+    ) -> tuple[Float[Tensor, "different x y"], list[int]]:
+        """The slices that differ, and which of them comes at each depth: a crystal needs few transmissions."""
         for name, values in (("slice", slices), ("probe position", positions)):
             if len(values) == 0:
                 raise ValueError(f"there is no {name}")
-            bad = (~torch.isfinite(values)).nonzero()
-            if len(bad):
-                raise ValueError(f"{name} {int(bad[0, 0])} is not finite at index {tuple(bad[0, 1:].tolist())}")
-
-    def _distinct(self, slices: Float[Tensor, "slice x y"]) -> tuple[Float[Tensor, "different x y"], list[int]]:
-        """The slices that differ, and which of them comes at each depth: a crystal needs few transmissions."""
+        # Equal slices have equal sums: spares most comparisons. A sum that is not finite betrays a bad pixel.
+        sums = slices.sum((1, 2))
+        for name, values, hint in (("slice", slices, sums), ("probe position", positions, positions)):
+            if not bool(torch.isfinite(hint).all()):
+                bad = (~torch.isfinite(values)).nonzero()
+                if len(bad):
+                    raise ValueError(f"{name} {int(bad[0, 0])} is not finite at index {tuple(bad[0, 1:].tolist())}")
         found: list[int] = []
         order: list[int] = []
-        sums = slices.sum((1, 2)).tolist()  # equal slices have equal sums: spares most comparisons
+        keys = sums.tolist()
         for k, one in enumerate(slices):
-            match = next((j for j, i in enumerate(found) if sums[i] == sums[k] and torch.equal(slices[i], one)), None)
+            match = next((j for j, i in enumerate(found) if keys[i] == keys[k] and torch.equal(slices[i], one)), None)
             if match is None:
                 match = len(found)
                 found.append(k)
             order.append(match)
         return slices[found], order
-
-    def _plain(
-        self, different: Float[Tensor, "slice x y"], order: list[int], positions: Float[Tensor, "probe 2"]
-    ) -> Complex[Tensor, "probe x y"]:
-        shape = (different.shape[1], different.shape[2])
-        start = self.probe(shape, positions)
-        return periodic.propagate(start, self.transmission(different), order, self.propagator(shape)[None])
-
-    def _plain_scan(
-        self, different: Float[Tensor, "slice x y"], order: list[int], positions: Float[Tensor, "probe 2"]
-    ) -> Float[Tensor, "probe kx ky"]:
-        _, nx, ny = different.shape
-        patterns = torch.empty(len(positions), nx, ny, dtype=self._real, device=self.device)
-        step = self.batch(nx * ny)
-        for low in range(0, len(positions), step):
-            wave = self._plain(different, order, positions[low : low + step])
-            patterns[low : low + step] = torch.fft.fftshift(periodic.intensity(wave), dim=(1, 2))
-        return patterns
-
-    def _periodic_scan(
-        self,
-        different: Float[Tensor, "slice tx ty"],
-        order: list[int],
-        shape: tuple[int, int],
-        positions: Float[Tensor, "probe 2"],
-    ) -> Float[Tensor, "probe kx ky"]:
-        _, nx, ny = different.shape
-        repeats = (shape[0] // nx, shape[1] // ny)
-        pupil = self.pupil(shape)
-        ramp_x, ramp_y = self.ramps(shape, positions)
-        propagator = self.propagator(shape)
-        # A potential that repeats has frequencies at multiples of the repeats only, so the tile's own mask serves.
-        transmission = self.transmission(different)
-        patterns = torch.zeros(len(positions), *shape, dtype=self._real, device=self.device)
-        for rx in range(repeats[0]):
-            for ry in range(repeats[1]):
-                block = (slice(rx, None, repeats[0]), slice(ry, None, repeats[1]))
-                beams = pupil[block].abs().nonzero()
-                if len(beams) == 0:
-                    continue
-                gx, gy = beams.unbind(1)
-                amplitude = pupil[block][gx, gy] * ramp_x[:, block[0]][:, gx] * ramp_y[:, block[1]][:, gy]
-                # With zero frequency in the middle the class begins at another residue, and turned by some steps.
-                (turn_x, to_x), (turn_y, to_y) = (
-                    divmod(r + n // 2, m) for r, n, m in zip((rx, ry), shape, repeats, strict=True)
-                )
-                waves = self._residue(transmission, order, propagator[block], beams, amplitude, (turn_x, turn_y))
-                patterns[:, to_x :: repeats[0], to_y :: repeats[1]] = periodic.intensity(waves)
-        return patterns
-
-    def _residue(
-        self,
-        transmission: Complex[Tensor, "slice tx ty"],
-        order: list[int],
-        propagator: Complex[Tensor, "tx ty"],
-        beams: Int[Tensor, "beam 2"],
-        amplitude: Complex[Tensor, "probe beam"],
-        turn: tuple[int, int],
-    ) -> Complex[Tensor, "probe tx ty"]:
-        """Exit spectra of one residue class, rolled by `turn`.
-
-        By the scattering matrix, or probe by probe if there are fewer probes than beams.
-        """
-        nx, ny = propagator.shape
-        step = self.batch(nx * ny)
-        if len(amplitude) <= len(beams):
-            start = periodic.place(amplitude, beams, (nx, ny))
-            parts = [periodic.propagate(part, transmission, order, propagator[None]) for part in start.split(step)]
-            return torch.cat(parts).roll(turn, (1, 2))
-        matrix = periodic.scattering_matrix(transmission, order, propagator[None], beams, step).roll(turn, (1, 2))
-        return (amplitude @ matrix.reshape(len(beams), nx * ny)).reshape(len(amplitude), nx, ny)

@@ -12,6 +12,7 @@ than sampling the true function at the pixels, gives the better transmission ins
 times finer it is 10 to 30 times closer for atoms at rest, and twice as close for B = 0.6 A^2 (Si, Sr, Au at 0.125 A).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from exafield.microscopy.scattering import POTENTIAL, Parametrisation, scattering_factor
+from exafield.microscopy.scattering import POTENTIAL, Parametrisation, scattering_factor, symbols
 from exafield.microscopy.views import View
+
+# Debye-Waller factor B = 8 pi^2 <u^2> [A^2]: of every atom, or by chemical symbol.
+BFactor = float | Mapping[str, float]
 
 # Sizes whose prime factors are 2, 3, 5: the ones for which fast Fourier transforms are fast.
 _SMOOTH: list[int] = sorted(
@@ -39,6 +43,24 @@ def grid_size(length: float, sampling: float) -> int:
     raise ValueError(
         f"{needed} pixels over {length:.3f} A is too fine: choose a sampling above {length / _SMOOTH[-1]:.2g} A"
     )
+
+
+def b_factor_of(number: int, b_factor: BFactor) -> float:
+    """B of an element [A^2].
+
+    Raises:
+        ValueError: it is negative, or none is given for this element; names it.
+    """
+    symbol = symbols()[number]
+    if isinstance(b_factor, Mapping):
+        if symbol not in b_factor:
+            raise ValueError(f"b_factor has no value for {symbol}, which is in the crystal: add {symbol!r}: B [A^2]")
+        value = b_factor[symbol]
+    else:
+        value = b_factor
+    if not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"b_factor must be zero or positive [A^2], got {value} for {symbol}")
+    return float(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +105,10 @@ class Slices:
 
 def projected_slices(
     view: View,
-    sampling: float = 0.125,
+    sampling: float | tuple[float, float] = 0.125,
     slice_thickness: float = 2.0,
     thickness: float = 40.0,
-    b_factor: float = 0.6,
+    b_factor: BFactor = 0.6,
     parametrisation: Parametrisation = "kirkland",
     box: float = 14.0,
 ) -> Slices:
@@ -94,10 +116,10 @@ def projected_slices(
 
     Args:
         view: crystal, zone and orthogonal cell.
-        sampling: largest pixel [A]; each edge gets a whole number of pixels.
+        sampling: largest pixel [A], one or along x and y; each edge gets a whole number of pixels.
         slice_thickness: wanted thickness of a slice [A]; each repeat along the beam gets a whole number of slices.
         thickness: wanted thickness of the specimen [A]; rounded to whole slices, at least one.
-        b_factor: Debye-Waller factor B = 8 pi^2 <u^2> of every atom [A^2], 0 for atoms at rest.
+        b_factor: Debye-Waller factor B = 8 pi^2 <u^2> [A^2] of every atom, or by chemical symbol; 0 for atoms at rest.
         parametrisation: "kirkland" or "lobato" scattering factors.
         box: wanted edge of the repeated array [A], see `Slices.repeats`.
 
@@ -107,10 +129,9 @@ def projected_slices(
     for name, value in (("slice_thickness", slice_thickness), ("thickness", thickness), ("box", box)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive length [A], got {value}")
-    if not (np.isfinite(b_factor) and b_factor >= 0):
-        raise ValueError(f"b_factor must be zero or positive [A^2], got {b_factor}")
     a, b, c = view.cell
-    nx, ny = grid_size(a, sampling), grid_size(b, sampling)
+    finest = sampling if isinstance(sampling, tuple) else (sampling, sampling)
+    nx, ny = grid_size(a, finest[0]), grid_size(b, finest[1])
     count = max(1, round(c / slice_thickness))
     # A thousandth of a slice below a plane still counts as in the plane: coordinates such as 0.3333 are rounded.
     layer = np.floor(view.positions[:, 2] / c * count + 1e-3).astype(int) % count
@@ -118,7 +139,8 @@ def projected_slices(
     length = np.hypot(gx[:, None], gy[None])
     spectrum = np.zeros((count, nx, ny), dtype=complex)
     for number in np.unique(view.numbers):
-        shape = scattering_factor(int(number), length, parametrisation) * np.exp(-b_factor * length**2 / 4)
+        decay = np.exp(-b_factor_of(int(number), b_factor) * length**2 / 4)
+        shape = scattering_factor(int(number), length, parametrisation) * decay
         for k in range(count):
             chosen = view.positions[(view.numbers == number) & (layer == k)]
             phase_x = np.exp(-2j * np.pi * gx[:, None] * chosen[:, 0])

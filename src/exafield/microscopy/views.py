@@ -44,17 +44,20 @@ class View:
 
     Args:
         crystal: the crystal seen.
-        zone: "001", "100", "010" or "110" of its orthogonal cell (see the head of this file).
+        zone: "001", "100", "010" or "110" of its orthogonal cell (see the head of this file), or indices of the
+            crystal's own axes if the view was made by zones.py.
         cell: edges x, y, z of the orthogonal cell [A]; the beam runs along z.
         numbers: atomic numbers.
         positions: atoms (x, y, z) in that cell [A].
+        strain: largest relative change of a length that made the cell orthogonal; 0 where it is so by itself.
     """
 
     crystal: Crystal
-    zone: Zone
+    zone: str
     cell: tuple[float, float, float]
     numbers: Int[np.ndarray, "atom"]
     positions: Float[np.ndarray, "atom 3"]
+    strain: float = 0.0
 
     @property
     def name(self) -> str:
@@ -62,13 +65,13 @@ class View:
         return f"{self.crystal.name} [{self.zone}]"
 
 
-def _fold(fractions: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def fold(fractions: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Into [0, 1), with a rounding error below one counted as zero."""
     folded = fractions % 1.0
     return np.where(folded > 1 - 1e-9, 0.0, folded)
 
 
-def _recell(
+def recell(
     vectors: Float[np.ndarray, "3 3"],
     numbers: Int[np.ndarray, "atom"],
     fractions: Float[np.ndarray, "atom 3"],
@@ -88,24 +91,24 @@ def _recell(
     )
     inverse = np.linalg.inv(matrix)
     # Lattice points of the old cell inside the new one: `count` of them, found once and shared by all atoms.
-    offsets = np.unique(_fold(shifts @ inverse).round(6), axis=0)
+    offsets = np.unique(fold(shifts @ inverse).round(6), axis=0)
     if len(offsets) != count:
         raise AssertionError(f"{len(offsets)} lattice points in a cell of {count}")
-    images = _fold((fractions @ inverse)[:, None] + offsets[None])
+    images = fold((fractions @ inverse)[:, None] + offsets[None])
     return matrix @ vectors, np.repeat(numbers, count), images.reshape(-1, 3)
 
 
-def _same(
+def same(
     numbers: Int[np.ndarray, "atom"],
     first: Float[np.ndarray, "atom 3"],
     second: Float[np.ndarray, "atom 3"],
-    edges: Float[np.ndarray, "3"],
+    vectors: Float[np.ndarray, "3 3"],
 ) -> bool:
-    """Whether each atom of `second` lies on one of its kind in `first` (fractions of an orthogonal cell)."""
+    """Whether each atom of `second` lies on one of its kind in `first` (fractions of the cell with these vectors)."""
     for number in np.unique(numbers):
         chosen = numbers == number
         difference = second[chosen][:, None] - first[chosen][None]
-        distance = np.linalg.norm((difference - difference.round()) * edges, axis=-1)
+        distance = np.linalg.norm((difference - difference.round()) @ vectors, axis=-1)
         if (distance.min(axis=1) > _DISTANCE).any():
             return False
     return True
@@ -123,7 +126,7 @@ def _maps_onto_itself(
     for turn in (rotation, -rotation):
         turned = fractions @ turn
         for shift in fractions[rarest] - turned[rarest][0]:
-            if _same(numbers, fractions, turned + shift, edges):
+            if same(numbers, fractions, turned + shift, np.diag(edges)):
                 return True
     return False
 
@@ -136,11 +139,11 @@ def _divide(
         for part in (2, 3):
             shift = np.zeros(3)
             shift[dim] = 1 / part
-            while len(numbers) % part == 0 and _same(numbers, fractions, fractions + shift, edges):
+            while len(numbers) % part == 0 and same(numbers, fractions, fractions + shift, np.diag(edges)):
                 # Folding puts the copies on one another; of each group of copies the first is kept.
                 folded = fractions.copy()
                 folded[:, dim] *= part
-                folded = _fold(folded)
+                folded = fold(folded)
                 edges = edges.copy()
                 edges[dim] /= part
                 difference = folded[:, None] - folded[None]
@@ -154,17 +157,18 @@ def _orthogonal(
     crystal: Crystal,
 ) -> tuple[Float[np.ndarray, "3"], Int[np.ndarray, "new"], Float[np.ndarray, "new 3"]]:
     """Edges [A], atomic numbers and fractions of the orthogonal or ortho-hexagonal cell."""
-    vectors, numbers, fractions = crystal.cell, crystal.numbers, _fold(crystal.positions)
+    vectors, numbers, fractions = crystal.cell, crystal.numbers, fold(crystal.positions)
     lengths = np.linalg.norm(vectors, axis=1)
     unit = vectors / lengths[:, None]
     alpha, beta, gamma = (float(np.degrees(np.arccos(unit[i] @ unit[j]))) for i, j in ((1, 2), (0, 2), (0, 1)))
     upright = abs(alpha - 90) < _ANGLE and abs(beta - 90) < _ANGLE
     if upright and abs(gamma - 120) < _ANGLE and abs(lengths[0] / lengths[1] - 1) < _LENGTH:
-        vectors, numbers, fractions = _recell(vectors, numbers, fractions, _HEXAGONAL)
+        vectors, numbers, fractions = recell(vectors, numbers, fractions, _HEXAGONAL)
     elif not (upright and abs(gamma - 90) < _ANGLE):
         raise CrystalError(
             f"{crystal.name}: the cell angles are {alpha:.2f}, {beta:.2f}, {gamma:.2f} degrees; views need an "
-            "orthogonal cell, or a hexagonal one with a = b and gamma = 120 degrees"
+            "orthogonal cell, or a hexagonal one with a = b and gamma = 120 degrees (exafield.microscopy.zones.along "
+            "looks for an orthogonal supercell of any other)"
         )
     return np.linalg.norm(vectors, axis=1), numbers, fractions
 
@@ -180,7 +184,7 @@ def view(crystal: Crystal, zone: Zone) -> View:
     edges, numbers, fractions = _orthogonal(crystal)
     if zone == "110" and abs(edges[0] / edges[1] - 1) > _LENGTH:
         raise CrystalError(f"{crystal.name}: [110] needs a = b, but the edges are {edges[0]:.4f} and {edges[1]:.4f} A")
-    turned, numbers, fractions = _recell(np.diag(edges), numbers, fractions, _AXES[zone])
+    turned, numbers, fractions = recell(np.diag(edges), numbers, fractions, _AXES[zone])
     lengths, numbers, fractions = _divide(np.linalg.norm(turned, axis=1), numbers, fractions)
     x, y, z = (float(length) for length in lengths)
     return View(crystal, zone, (x, y, z), numbers, fractions * lengths)

@@ -81,7 +81,8 @@ class Reducer:
             world: the ranks that share the model.
             name: of the model in traces.
             trace: takes spans of every group: on lane "ready NAME" while it waits, "reduce NAME" while it travels;
-                of negotiations on lane "agree NAME"; and changes of plan on lane "reducer NAME".
+                of negotiations on lane "agree NAME"; changes of plan on lane "reducer NAME"; and, for the first steps,
+                when each gradient came on lane "gradient NAME".
             cache: file in which an AutoTuned grouping keeps its choice.
         Raises:
             AgreementError: on every rank, if names, shapes, dtypes or order differ between ranks, or if something

@@ -20,7 +20,8 @@ class Arrivals:
     Attributes:
         hooked: the hooks, by parameter index.
         holding: while above 0, gradients are accumulated and not counted.
-        learning: whether times are noted for each parameter.
+        learning: whether the plan waits for the times of each parameter.
+        noting: whether times are noted for each parameter.
         seen: for each parameter whether its gradient has come.
         left: for each group whether it has been sent off.
         dirty: mask of groups into which gradients were accumulated after they had left.
@@ -31,6 +32,7 @@ class Arrivals:
 
     def __init__(self, parameters: Sequence[Parameter], full: Callable[[int], None], learning: bool) -> None:
         self._parameters, self._full, self.learning = parameters, full, learning
+        self.noting = learning
         self.hooked: dict[int, RemovableHandle] = {}
         self.holding = self.dirty = 0
         # Read by the hooks at every gradient, so changed in place only.
@@ -76,7 +78,7 @@ class Arrivals:
                     self.dirty |= 1 << group
                 return
             seen[index] = 1
-            if self.learning:
+            if self.noting:
                 times[index] = time.perf_counter()
             missing[group] -= 1
             if not missing[group]:

@@ -40,6 +40,9 @@ class Auto:
     def peers(self, rank: int, size: int) -> frozenset[int]:
         return frozenset()
 
+    def depth(self, size: int) -> int:
+        return 0
+
     def adviser(self, inventory: Inventory, control: Control, memory: Memory) -> "Watch":
         """Watches one reduction."""
         return Watch(self)

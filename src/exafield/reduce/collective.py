@@ -1,7 +1,7 @@
 """Collectives: how one group of gradients is summed over all ranks.
 
-Each has two faces: `schedule`, the messages it takes, for a machine to price; and `connect`, which opens the channels
-to do it.
+Each has two faces: `schedule` and `stages`, the messages or the library calls it takes, for a machine to price; and
+`connect`, which opens the channels to do it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exafield.channel import Pending
-from exafield.message import Phase, Topology
+from exafield.message import Phase, Stage, Topology
 from exafield.world import World
 
 
@@ -57,6 +57,14 @@ class Collective(Protocol):
 
     def schedule(self, topology: Topology, nbytes: float) -> tuple[Phase, ...]:
         """The messages of summing `nbytes` of single-precision numbers on every rank, phase after phase."""
+        ...
+
+    def stages(self, topology: Topology, nbytes: float) -> tuple[Stage, ...]:
+        """The same as the library calls that it takes, each when the one before is done."""
+        ...
+
+    def pieces(self, topology: Topology, nbytes: float) -> int:
+        """Into how many pieces a buffer is cut on CPUs, so that the stages of several overlap."""
         ...
 
     def connect(self, world: World, device: torch.device) -> Links:

@@ -51,6 +51,10 @@ class Control(Protocol):
         """The ranks that may send to `rank`: none for a plane that says nothing."""
         ...
 
+    def depth(self, size: int) -> int:
+        """Messages that follow one another from the last rank's word to everybody's launch."""
+        ...
+
 
 def _validated_cycle(cycle: float) -> None:
     if not 0 <= cycle < 10:
@@ -69,6 +73,9 @@ class Static:
 
     def peers(self, rank: int, size: int) -> frozenset[int]:
         return frozenset()
+
+    def depth(self, size: int) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,9 @@ class Central:
 
     def peers(self, rank: int, size: int) -> frozenset[int]:
         return frozenset(range(1, size) if rank == 0 else [0])
+
+    def depth(self, size: int) -> int:
+        return 2 if size > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,12 @@ class Tree:
         parent = self._parent(rank)
         return frozenset(self._children(rank, size)) | ({parent} if parent is not None else set())
 
+    def depth(self, size: int) -> int:
+        levels, rank = 0, size - 1  # the last rank is on the lowest level
+        while (above := self._parent(rank)) is not None:
+            levels, rank = levels + 1, above
+        return 2 * levels
+
 
 @dataclass(frozen=True, slots=True)
 class Bitvector:
@@ -146,6 +162,9 @@ class Bitvector:
 
     def peers(self, rank: int, size: int) -> frozenset[int]:
         return frozenset((rank - step) % size for step in _strides(size))
+
+    def depth(self, size: int) -> int:
+        return len(_strides(size))
 
 
 def _strides(size: int) -> tuple[int, ...]:

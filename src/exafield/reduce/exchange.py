@@ -30,6 +30,11 @@ def checked(compress: str | None, feedback: bool) -> None:
         raise ValueError("feedback=True keeps what compression rounds off: set compress='bf16' or 'fp16' as well")
 
 
+def pieces(elements: int, ranks: int) -> int:
+    """Into how many pieces a buffer is cut that so many ranks exchange on CPUs."""
+    return max(1, round(elements / (ranks * _CHUNK)))
+
+
 @dataclass(slots=True)
 class Part:
     """What one rank gives to an exchange.
@@ -66,7 +71,7 @@ class Part:
         Then the stages of one buffer overlap, too, and gloo uses both directions of a link: two ranks tell each
         other in the same connection what they send and what they are ready for, and so would take turns.
         """
-        return [self] if self.tensor.is_cuda else self.split(round(self.tensor.numel() / (ranks * _CHUNK)))
+        return [self] if self.tensor.is_cuda else self.split(pieces(self.tensor.numel(), ranks))
 
 
 class Exchange:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from exafield.channel import Channel, LoopbackChannel, Pending
-from exafield.message import Phase, Topology
+from exafield.message import Phase, Stage, Topology
 from exafield.reduce.collective import Links, plain_zeros
-from exafield.reduce.exchange import Compress, Exchange, Part, checked
+from exafield.reduce.exchange import Compress, Exchange, Part, checked, pieces
 from exafield.reduce.pipeline import Pipeline
 from exafield.reduce.schedule import exchange, ring
 from exafield.reduce.shared import connect, usable
@@ -46,6 +46,16 @@ class Flat:
         if self.compress is None:
             return ring(ranks, chunk, 2 * (size - 1))
         return (*exchange(ranks, chunk / 2), *ring(ranks, chunk / 2, size - 1))
+
+    def stages(self, topology: Topology, nbytes: float) -> tuple[Stage, ...]:
+        if topology.size == 1:
+            return ()
+        if self.compress is None:
+            return (Stage("all_reduce", "world", nbytes),)
+        return (Stage("all_to_all", "world", nbytes / 2), Stage("all_gather", "world", nbytes / 2))
+
+    def pieces(self, topology: Topology, nbytes: float) -> int:
+        return 1 if self.compress is None else pieces(round(nbytes / 4), topology.size)
 
     def connect(self, world: World, device: torch.device) -> Links:
         if self.compress is None or world.size == 1:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from exafield.channel import Channel, Pending
-from exafield.message import Phase, Topology
+from exafield.message import Phase, Stage, Topology
 from exafield.reduce.collective import Links, plain_zeros
-from exafield.reduce.exchange import Compress, Exchange, Part, checked
+from exafield.reduce.exchange import Compress, Exchange, Part, checked, pieces
 from exafield.reduce.flat import Flat
 from exafield.reduce.pipeline import Pipeline
 from exafield.reduce.schedule import broadcast, exchange, reduce, ring, together
@@ -75,6 +75,24 @@ class Hierarchical:
             *merged,
             *together(broadcast(node, leader, part) for node, leader in owners),
         )
+
+    def stages(self, topology: Topology, nbytes: float) -> tuple[Stage, ...]:
+        flat = self._flat(topology)
+        if flat is not None:
+            return flat.stages(topology, nbytes)
+        teams = min(self.leaders, *map(len, topology.nodes))
+        part = nbytes / teams
+        between: tuple[Stage, ...] = (Stage("all_reduce", "between", part, teams),)
+        if self.compress is not None:
+            names = ("all_to_all", "all_gather")
+            between = tuple(Stage(name, "between", part / 2, teams) for name in names)
+        return (Stage("reduce", "inside", part, teams), *between, Stage("broadcast", "inside", part, teams))
+
+    def pieces(self, topology: Topology, nbytes: float) -> int:
+        flat = self._flat(topology)
+        if flat is not None:
+            return flat.pieces(topology, nbytes)
+        return pieces(round(nbytes / 4), sum(map(len, self.teams(topology))))
 
     def connect(self, world: World, device: torch.device) -> Links:
         flat = self._flat(world.topology)

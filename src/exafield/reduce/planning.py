@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from exafield.channel import broadcast_json
 from exafield.reduce import agreement
 from exafield.reduce.grouping import Grouping, Groups, TensorInfo
+from exafield.trace import Trace
 from exafield.world import World
 
 _shape_of = attrgetter("shape")
@@ -69,6 +70,14 @@ class Inventory:
         self._world.control.all_reduce(seen, "max").wait()
         *readiness, self.backward = seen.tolist()
         self.readiness = [t if t >= 0 else 1.0 for t in readiness]
+
+    def note(self, times: Mapping[int, float], trace: Trace, model: str) -> None:
+        """Records the times [s] at which gradients came (by index)."""
+        infos = dict(self.infos()) if times else {}
+        for index, at in times.items():
+            info = infos[index]
+            about = {"bytes": info.nbytes, "scope": info.scope, "kind": info.kind}
+            trace.add(f"gradient {model}", info.name, at, at, **about)
 
     def infos(self) -> list[tuple[int, TensorInfo]]:
         """What a grouping sees of each trained parameter, with its index."""

@@ -34,6 +34,8 @@ from exafield.trace import Trace
 from exafield.world import World
 
 _FORMAT = 2
+# Steps in which a trace takes the time of every gradient: enough for medians, few enough to be kept; our choice.
+_NOTED = 24
 # Longest time without control messages, far beyond any job [s].
 _QUIET = 1e6
 
@@ -104,6 +106,7 @@ class Reduction:
         self._awaited: Bucket | None = None
         self._kept: Flight | None = None  # with lag: the gradients to be applied next
         self._arrivals = Arrivals(self._inventory.parameters, self._full, grouping.learns)
+        self._arrivals.noting |= trace.enabled
         memory = Memory(cache, name, self._inventory, world, f"{control} {collective} lag={lag}")
         # Alone there is nothing to reduce; with lag nothing leaves early, so that no order matters.
         choices = {"grouping": grouping} if lag else {"grouping": grouping, "control": control}
@@ -196,6 +199,9 @@ class Reduction:
             self._inventory.learn(times)
             arrivals.learning = False
             self._replan()
+        if self._trace.enabled:
+            self._inventory.note(times, self._trace, self.name)
+        arrivals.noting = arrivals.learning or (self._trace.enabled and self._steps < _NOTED)
         self._advise(observed)
         self._ended = time.perf_counter()
         return applied
@@ -369,6 +375,7 @@ class Reduction:
         if not self._inventory.covered(state["groups"]):
             raise ValueError("reducer state belongs to a model with other parameters frozen")
         self._steps, self._arrivals.learning = state["steps"], state["learning"]
+        self._arrivals.noting |= self._arrivals.learning
         self._inventory.readiness = list(state["readiness"])
         self._inventory.backward = float(state.get("backward", 0.0))
         if state.get("control") is not None:

@@ -1,12 +1,12 @@
 """Task graphs that follow no formula: from a file, or from arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from exafield.engine.graph import Integers, Relation, TaskGraph
 from exafield.taskbench.dependencies import AnyPattern, PatternError
@@ -21,6 +21,8 @@ class GivenGraph(AnyPattern):
         given: the graph.
         type: name in reports.
         graph_index: number of the graph among those that run together.
+        loads: [steps, width] how much each task has to do, in units of what a task has to do on average; None: all the
+            same. 0 where there is no task.
 
     Raises:
         PatternError: a point depends on another twice.
@@ -29,6 +31,7 @@ class GivenGraph(AnyPattern):
     given: TaskGraph
     type: str = "given"
     graph_index: int = 0
+    loads: NDArray[np.float64] | None = None
     # What a pattern has besides; no given graph depends on them.
     radix: int = 0
     period: int = 0
@@ -148,13 +151,14 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
 
     The first line is `graph STEPS WIDTH`. Then there is one line for every task, `T P: Q Q ...`: task (T, P) takes from
     the tasks (T - 1, Q), in this order. Lines are ordered by T and then by P. The tasks of a row are at consecutive
-    points, every row has at least one, at least one row has one at point WIDTH - 1, and row 0 takes from none. What
-    follows a `#` is a remark, and empty lines are skipped::
+    points, every row has at least one, at least one row has one at point WIDTH - 1, and row 0 takes from none. A line
+    may end with `* LOAD`: how much the task has to do, of which the kernel load_given makes use; 1 where none is given.
+    Loads are made 1 on average. What follows a `#` is a remark, and empty lines are skipped::
 
         graph 3 2
         0 0:
         0 1:
-        1 1: 1 0   # one task
+        1 1: 1 0 * 2.5   # one task, which takes longer
         2 0: 1
         2 1:
 
@@ -165,6 +169,7 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
     steps, width = 0, 0
     rows: list[dict[int, list[int]]] = []
     number = 0
+    loads: dict[tuple[int, int], float] = {}
     last = 0  # point of the task read last
     header = 0  # line of the sizes
 
@@ -187,10 +192,15 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
                     raise wrong(f"expected `graph STEPS WIDTH` with numbers above 0, found `{text}`")
             continue
         left, colon, right = text.partition(":")
+        right, star, load = right.partition("*")
         names, producers = left.split(), right.split()
         if not colon or len(names) != 2 or not all(map(_is_number, (*names, *producers))):
             raise wrong(f"expected `T P: Q Q ...`, found `{text}`")
         t, point = map(int, names)
+        if star:
+            loads[t, point] = _load(load)
+            if not 0 <= loads[t, point] < np.inf:
+                raise wrong(f"a load must be a number >= 0, found `{load.strip()}`")
         takes = list(map(int, producers))
         if t >= steps or point >= width:
             raise wrong(f"task ({t}, {point}) is outside of {steps} rows of {width} points")
@@ -227,7 +237,37 @@ def from_file(path: str | Path, graph_index: int = 0) -> GivenGraph:
             relations.append(relation)
         chosen.append(found[key])
     relations = relations or [Relation.of([()] * width)]
-    return of_relations(relations, chosen, [min(row) for row in rows], [len(row) for row in rows], graph_index)
+    made = of_relations(relations, chosen, [min(row) for row in rows], [len(row) for row in rows], graph_index)
+    if not loads:
+        return made
+    table = np.zeros((steps, width))
+    for task in made.given.tasks():
+        table[task] = loads.get(task, 1.0)
+    if not table.any():
+        number = header
+        raise wrong("no task has anything to do: one load must be above 0 at least")
+    return replace(made, loads=table * (len(made.given) / table.sum()))
+
+
+def to_file(graph: TaskGraph, loads: NDArray[np.float64] | None, path: str | Path, about: str = "") -> None:
+    """Writes a graph so that `from_file` reads it.
+
+    Args:
+        loads: [steps, width] of the tasks, if they differ.
+        about: a remark for the beginning.
+    """
+    lines = [f"# {line}" for line in about.splitlines()] + [f"graph {graph.steps} {graph.width}"]
+    for t, point in graph.tasks():
+        load = "" if loads is None else f" * {loads[t, point]:.9g}"
+        lines.append(f"{t} {point}: {' '.join(map(str, graph.inputs(t, point)))}{load}".replace(":  *", ": *"))
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _load(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
 
 
 def _is_number(text: str) -> bool:

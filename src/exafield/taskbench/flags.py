@@ -83,10 +83,15 @@ class GraphFlags:
         Raises:
             FlagError: there is no such kernel; says why.
         """
+        loads = {}
+        if self.kernel == "load_given" and self.file is not None:
+            pattern = given(self.file, index)
+            if pattern.loads is not None:
+                loads = {"loads": pattern.loads.tobytes(), "loads_width": pattern.width}
         try:
             return Kernel(
                 self.kernel, iterations=self.iterations, samples=self.samples, imbalance=self.imbalance,
-                output_bytes=self.output, scratch_bytes=self.scratch, graph_index=index,
+                output_bytes=self.output, scratch_bytes=self.scratch, graph_index=index, **loads,
             )  # fmt: skip
         except KernelError as error:
             raise FlagError(_line(error)) from error
@@ -194,7 +199,8 @@ Task Bench's flags, for each graph:
   -field INT       accepted; engines choose the number of buffers themselves
   --graph FILE     a graph of any form, in place of -steps, -width, -type and what belongs to the type. A text file: a
                    line `graph STEPS WIDTH`, then for each task, row by row, a line `T P: Q Q ...`: the task in
-                   row T and column P takes the outputs of columns Q of row T - 1
+                   row T and column P takes the outputs of columns Q of row T - 1. With `* LOAD` at the end of a line
+                   and -kernel load_given the task does LOAD times as much as the average one
   -and             the flags before it were one graph, those after it are the next, from the defaults again
 and for the run:
   -nodes INT       estimate what is local and what is not on this many nodes

@@ -1,7 +1,7 @@
 """Kernels: what the tasks of Task Bench compute, and what each of them costs.
 
 The kernels are those of Slaughter et al., arXiv:1908.05790, with the numbers of its published code where the two
-differ. `io_bound`, which is only a name there, and `load_imbalance_persistent` are ours.
+differ. `io_bound`, which is only a name there, `load_imbalance_persistent` and `load_given` are ours.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -35,8 +35,9 @@ KINDS = (
     "io_bound",
     "load_imbalance",
     "load_imbalance_persistent",
+    "load_given",
 )
-IMBALANCED = ("load_imbalance", "load_imbalance_persistent")
+IMBALANCED = ("load_imbalance", "load_imbalance_persistent", "load_given")
 SAMPLED = ("memory_bound", "memory_daxpy")
 BLAS = ("compute_dgemm", "memory_daxpy")
 
@@ -72,6 +73,9 @@ class Kernel:
             1, and leaves the numbers of its process and of its thread. It is mapped by every process that runs tasks,
             so a task that ran twice, or never, shows, and so does who ran it; see :mod:`exafield.taskbench.journal`.
         journal_width: columns of the journal.
+        loads: for load_given, by how much more or less than `iterations` each task repeats its unit of work: float64,
+            [steps, loads_width], as bytes, so that kernels can be compared and sent to other processes.
+        loads_width: columns of the loads.
     Raises:
         KernelError: a value is not allowed.
     """
@@ -85,6 +89,8 @@ class Kernel:
     graph_index: int = 0
     journal: str | None = None
     journal_width: int = 0
+    loads: bytes = field(default=b"", repr=False)
+    loads_width: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -105,6 +111,13 @@ class Kernel:
             _allow("scratch", self.scratch_bytes, enough, f">= {least}, 16 for each sample, with -kernel {self.kind}")
         if self.kind == "compute_dgemm":
             _allow("scratch", self.scratch_bytes, self.scratch_bytes >= 24, ">= 24 with -kernel compute_dgemm")
+        if self.kind == "load_given":
+            if not self.loads:
+                raise KernelError("the kernel load_given needs a graph whose file gives the loads of tasks (--graph)")
+            loads = np.frombuffer(self.loads[: len(self.loads) // 8 * 8])
+            whole = self.loads_width > 0 and len(self.loads) % (8 * self.loads_width) == 0
+            if not (whole and np.isfinite(loads).all() and (loads >= 0).all()):
+                raise KernelError(f"loads must be rows of {self.loads_width} finite numbers >= 0")
         if self.journal is not None and self.journal_width <= 0:
             raise KernelError(f"a journal needs a journal_width > 0, got {self.journal_width}")
 
@@ -168,6 +181,9 @@ class LoadedKernel:
             }
         )
         reals[low.IMBALANCE] = kernel.imbalance
+        if kernel.kind == "load_given":
+            self._loads = np.frombuffer(kernel.loads)
+            self._set({low.LOADS: self._loads.ctypes.data, low.LOADS_WIDTH: kernel.loads_width})
         if kernel.journal is not None:
             self._journal = np.memmap(kernel.journal, dtype=np.int32, mode="r+")
             self._set(
@@ -277,8 +293,11 @@ def iterations(kernel: Kernel, t: Any, column: Any) -> NDArray[np.int64]:
     t, column = np.broadcast_arrays(np.atleast_1d(t), np.atleast_1d(column))
     if kernel.kind not in IMBALANCED:
         return np.full(t.shape, kernel.iterations, dtype=np.int64)
-    chance = uniforms(kernel.graph_index, 0 * t if kernel.kind == "load_imbalance_persistent" else t, column)
-    exact = (1 + (chance - 0.5) * kernel.imbalance) * kernel.iterations
+    if kernel.kind == "load_given":
+        exact = np.frombuffer(kernel.loads).reshape(-1, kernel.loads_width)[t, column] * kernel.iterations
+    else:
+        chance = uniforms(kernel.graph_index, 0 * t if kernel.kind == "load_imbalance_persistent" else t, column)
+        exact = (1 + (chance - 0.5) * kernel.imbalance) * kernel.iterations
     whole = np.floor(exact)
     return whole.astype(np.int64) + (exact - whole >= 0.5)  # halves upwards, as C's round() does
 

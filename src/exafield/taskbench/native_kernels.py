@@ -32,8 +32,8 @@ from exafield.taskbench.lowlevel import (
 KIND, ITERATIONS, SAMPLES, IMBALANCE, PAIRS, SCRATCH, GRAPH, RECORD, SINK, START = range(10)
 JOURNAL, JOURNAL_WIDTH, JOURNAL_SIZE, COUNT, UNIT, LETTER, ALPHA, BETA, GEMM, AXPY = range(10, 20)
 MALLOC, FREE, MKSTEMP, UNLINK, WRITE, PREAD, CLOSE, ERRNO, TEMPLATE, TEMPLATE_SIZE = range(20, 30)
-PROCESS, THREAD = range(30, 32)
-PARAMETERS = 32
+PROCESS, THREAD, LOADS, LOADS_WIDTH = range(30, 34)
+PARAMETERS = 34
 
 # The record of a failure: 0 (none), 1 (being written) or 2; reason, timestep, column, input, then two pairs.
 RECORD_WORDS = 9
@@ -42,7 +42,7 @@ OPERATIONS = ("allocate memory", "create a file", "write a block", "read a block
 
 (
     EMPTY, BUSY_WAIT, COMPUTE_BOUND, COMPUTE_BOUND2, MEMORY_BOUND, COMPUTE_DGEMM, MEMORY_DAXPY, IO_BOUND,
-    LOAD_IMBALANCE, LOAD_IMBALANCE_PERSISTENT,
+    LOAD_IMBALANCE, LOAD_IMBALANCE_PERSISTENT, LOAD_GIVEN,
 ) = range(len(KINDS))  # fmt: skip
 
 siphash = native(hashing.siphash)
@@ -191,12 +191,21 @@ def store(parameters, count, t, column):  # type: ignore[no-untyped-def]
 
 
 @native
-def share(parameters, kind, t, column):  # type: ignore[no-untyped-def]
-    """Iterations of a task whose load is imbalanced; see kernels.iterations."""
+def drawn(parameters, kind, t, column):  # type: ignore[no-untyped-def]
+    """From 0 to 1, by the hash of a task; see kernels.iterations."""
     row = 0 if kind == LOAD_IMBALANCE_PERSISTENT else t
     hashed = siphash((np.uint64(read(parameters, GRAPH)), np.uint64(row), np.uint64(column)))
-    chance = np.float64(hashed) * 2.0**-64
-    exact = (1 + (chance - 0.5) * real(parameters, IMBALANCE)) * read(parameters, ITERATIONS)
+    return np.float64(hashed) * 2.0**-64
+
+
+@native
+def share(parameters, kind, t, column):  # type: ignore[no-untyped-def]
+    """Iterations of a task whose load is imbalanced; see kernels.iterations."""
+    if kind == LOAD_GIVEN:
+        load = real(read(parameters, LOADS), t * read(parameters, LOADS_WIDTH) + column)
+    else:
+        load = 1 + (drawn(parameters, kind, t, column) - 0.5) * real(parameters, IMBALANCE)
+    exact = load * read(parameters, ITERATIONS)
     whole = np.floor(exact)
     return int64(whole) + (1 if exact - whole >= 0.5 else 0)
 
@@ -207,7 +216,7 @@ def work(parameters, kind, t, column, scratch):  # type: ignore[no-untyped-def]
     count, samples, size = read(parameters, ITERATIONS), read(parameters, SAMPLES), read(parameters, SCRATCH)
     start, sink = read(parameters, START), read(parameters, SINK) + 64 * (column % SINKS)
     # Results are kept, or nothing would have to be computed.
-    if kind in (LOAD_IMBALANCE, LOAD_IMBALANCE_PERSISTENT):
+    if kind in (LOAD_IMBALANCE, LOAD_IMBALANCE_PERSISTENT, LOAD_GIVEN):
         write_real(sink, 0, squares(start, share(parameters, kind, t, column)))
     elif kind == COMPUTE_BOUND:
         write_real(sink, 0, squares(start, count))
