@@ -83,15 +83,16 @@ class GraphFlags:
         Raises:
             FlagError: there is no such kernel; says why.
         """
-        loads = {}
+        loads, width = b"", 0
         if self.kernel == "load_given" and self.file is not None:
-            pattern = given(self.file, index)
-            if pattern.loads is not None:
-                loads = {"loads": pattern.loads.tobytes(), "loads_width": pattern.width}
+            made = given(self.file, index)
+            if made.loads is not None:
+                loads, width = made.loads.tobytes(), made.width
         try:
             return Kernel(
                 self.kernel, iterations=self.iterations, samples=self.samples, imbalance=self.imbalance,
-                output_bytes=self.output, scratch_bytes=self.scratch, graph_index=index, **loads,
+                output_bytes=self.output, scratch_bytes=self.scratch, graph_index=index, loads=loads,
+                loads_width=width,
             )  # fmt: skip
         except KernelError as error:
             raise FlagError(_line(error)) from error

@@ -299,7 +299,7 @@ def iterations(kernel: Kernel, t: Any, column: Any) -> NDArray[np.int64]:
         chance = uniforms(kernel.graph_index, 0 * t if kernel.kind == "load_imbalance_persistent" else t, column)
         exact = (1 + (chance - 0.5) * kernel.imbalance) * kernel.iterations
     whole = np.floor(exact)
-    return whole.astype(np.int64) + (exact - whole >= 0.5)  # halves upwards, as C's round() does
+    return np.asarray(whole.astype(np.int64) + (exact - whole >= 0.5))  # halves upwards, as C's round() does
 
 
 def order(kernel: Kernel) -> int:
