@@ -101,7 +101,7 @@ def test_help_shows_the_defaults_of_the_preset(capsys: pytest.CaptureFixture[str
         ("train microscopy --preset full --config r.yaml", "--preset and --config each bring all settings"),
         ("train microscopy --config nowhere.yaml", "nowhere.yaml: cannot be read as a run file"),
         ("train microscopy --resume nowhere", "nowhere/run.yaml: cannot be read as a run file"),
-        ("train microscopy --steps 3 --crystals nowhere", "there is no folder 'nowhere'"),
+        ("train microscopy --steps 3 --crystals nowhere", "there is no folder or .cif file 'nowhere'"),
         ("generate microscopy --engine process", "unknown engine 'process': did you mean 'processes'?"),
         ("generate microscopy --task-size 0", "--task-size 0: a task needs at least one sample"),
         ("data where", "which data set?"),
@@ -231,9 +231,10 @@ def test_a_training_goes_on_from_its_folder(trained: tuple[Path, str], cache: st
     assert json.loads((folder / "result.json").read_text())["steps"] == 8
     assert done.stderr == ""  # a missed gate is no accident to report
     kept = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    done = exafield(*words[:6], "--growth", "8", folder=folder, EXAFIELD_CACHE=cache)
+    done = exafield(*words[:6], "--network", "dense:growth=8", folder=folder, EXAFIELD_CACHE=cache)
     assert done.returncode == USAGE
-    assert "growth is now 8, and what was learnt there is for 16: leave out --growth" in done.stderr
+    assert "network is now dense:growth=8,first=48,layers=3, and what was learnt there is for" in done.stderr
+    assert "leave out --network" in done.stderr
     assert kept == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 

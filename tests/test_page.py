@@ -169,7 +169,10 @@ def test_a_run_is_compared_with_one_rank(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"run": Run(problem=Microscopy(growth=8), training=Training(seconds=110.0))}, "growth: 16 here, 8 there"),
+        (
+            {"run": Run(problem=Microscopy(network="dense:growth=8"), training=Training(seconds=110.0))},
+            "network: dense here, dense:growth=8",
+        ),
         (
             {"run": Run(problem=Microscopy(), training=Training(steps=3, precision="bf16"))},
             "precision: fp32 here, bf16",

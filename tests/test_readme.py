@@ -8,11 +8,20 @@ import pytest
 
 from exafield import cli, runfile
 from exafield.apply.climate import ApplyClimate
+from exafield.apply.microscopy import ApplyMicroscopy
 from exafield.apply.subsurface import ApplySubsurface
 from exafield.arguments import ReportOn, Submit, TraceOf, Train
 from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
 from exafield.given import starting_run
 from exafield.launch import spawn
+from exafield.microscopy.flags import Describe as DescribeScan
+from exafield.microscopy.flags import Detectors
+from exafield.microscopy.flags import Simulate as SimulateScan
+from exafield.run import Reduction
+from exafield.scaling.flags import Calibrate, Machines, Scale, reduction, several
+from exafield.scaling.flags import Graph as GraphOf
+from exafield.scaling.flags import Show as ShowMachine
+from exafield.scaling.study import parse_nodes
 from exafield.subsurface.flags import Describe as DescribeSite
 from exafield.subsurface.flags import Measure
 from exafield.subsurface.flags import Show as ShowSite
@@ -63,10 +72,23 @@ def test_commands_that_are_shown_are_understood(page: Path) -> None:
                 name, *own = rest
                 assert name in ("run", "metg", "compare", "engines", "check")
                 if name == "run":
+                    if "--graph" in own:  # a file that does not exist here
+                        at = own.index("--graph")
+                        own = own[:at] + own[at + 2 :]
                     parse(separate(own, ("--engine",))[0])
+            elif command == "scale":
+                others = {"calibrate": Calibrate, "machines": Machines, "show": ShowMachine, "graph": GraphOf}
+                kind = others.get(rest[0], Scale)
+                asked = cli._parsed(kind, "scale", rest[1:] if rest[0] in others else rest)
+                if isinstance(asked, Scale):
+                    assert all(reduction(text, Reduction()) for text in several(asked.compare or "static"))
+                    parse_nodes(asked.nodes or "1")
             elif command == "apply":
-                kind = {"climate": ApplyClimate, "subsurface": ApplySubsurface}[rest[0]]
+                kind = {"climate": ApplyClimate, "microscopy": ApplyMicroscopy, "subsurface": ApplySubsurface}[rest[0]]
                 assert cli._parsed(kind, f"apply {rest[0]}", rest[1:]).run
+            elif command == "microscopy":
+                scans = {"simulate": SimulateScan, "describe": DescribeScan, "detectors": Detectors}
+                cli._parsed(scans[rest[0]], "microscopy", rest[1:])
             elif command == "climate":
                 kinds = {"describe": Describe, "show": Show, "simulate": Simulate, "label": Label, "events": EventsOf}
                 cli._parsed(kinds[rest[0]], "climate", rest[1:])

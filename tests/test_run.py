@@ -211,6 +211,7 @@ TEXT = runfile.write(laptop(), "1.2.3")
         ("batch_size: 8", "batch_size: eight", "r.yaml: training.batch_size must be a whole number, got 'eight'"),
         ("batch_size: 8", "batch_size: true", "must be a whole number, got True"),
         ("batch_size: 8", "batch_size: 8.5", "must be a whole number, got 8.5"),
+        ("dose: 1000.0", "growth: 16", "problem: setting 'growth' is of a former version: it is part of network now"),
         ("dose: 1000.0", "dose: [1]", "problem.dose must be a number or null, got [1]"),
         ("energy: 200000.0", "energi: 1", "problem.data: unknown setting 'energi': did you mean 'energy'?"),
         ("precision: fp32", "precision: fp8", "training.precision must be 'fp32' or 'bf16' or 'fp16', got 'fp8'"),
@@ -313,7 +314,7 @@ def test_too_few_gpus_are_no_surprise_later(ranks: int, gpus: int, monkeypatch: 
 
 
 def test_crystals_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no folder 'embeded'.*did you mean 'embedded'"):
+    with pytest.raises(RunError, match=r"no folder or .cif file 'embeded'.*did you mean 'embedded'"):
         microscopy.crystals("embeded")
     monkeypatch.setenv("EXAFIELD_CACHE", str(tmp_path))
     monkeypatch.delenv("EXAFIELD_DATA", raising=False)

@@ -93,7 +93,16 @@ def test_a_job_stops_in_time_requeues_and_completes(
     monkeypatch.setenv("EXAFIELD_CACHE", str(tmp_path / "cache"))
     crystals = write_cifs(tmp_path / "crystals")
     words = ["submit", "microscopy", "--ranks-per-node", "2", "--notice", "60", "--steps", "60", "--log-every", "1"]
-    words += ["--batch-size", "2", "--growth", "4", "--crystals", str(crystals), "--folder", str(tmp_path / "run")]
+    words += [
+        "--batch-size",
+        "2",
+        "--network",
+        "dense:growth=4",
+        "--crystals",
+        str(crystals),
+        "--folder",
+        str(tmp_path / "run"),
+    ]
     assert main(words) == 0
     folder = tmp_path / "run"
     assert capsys.readouterr().out == f"job 77, run folder {folder}\n"

@@ -24,6 +24,7 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("exafield-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     data = {"climate/coastlines.txt", "microscopy/crystals.txt", "microscopy/scattering.json", "page/page.css"}
+    data.add("machines/summit.yaml")
     assert {"exafield/py.typed", *(f"exafield/{name}" for name in data)} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/NOTICE") for name in names)

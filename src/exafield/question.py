@@ -313,4 +313,8 @@ class Subsurface:
 
 #: What a run can be about.
 Question = Microscopy | Climate | Subsurface
+#: Settings that run files of former versions may hold, and what became of them.
+FORMER = {
+    "problem.growth": "it is part of network now, such as dense:growth=16; one trained before is another: train anew",
+}
 QUESTIONS: Mapping[str, type[Question]] = {kind.name: kind for kind in (Microscopy, Climate, Subsurface)}

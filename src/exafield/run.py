@@ -214,9 +214,9 @@ _FULL: Mapping[str, Callable[[], Run]] = {
             ),
             dose=300.0,
             dose_to=10_000.0,
-            network="dense:growth=24,first=64",
+            network="dense:growth=32,first=96",
         ),
-        training=Training(seconds=1320.0),
+        training=Training(seconds=1320.0, optimiser="adamw:learning_rate=0.003"),
         record=Record(checkpoint_every=2000),
     ),
     Climate.name: lambda: Run(

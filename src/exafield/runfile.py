@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from exafield.question import QUESTIONS
+from exafield.question import FORMER, QUESTIONS
 from exafield.run import Run, RunError
 from exafield.suggestion import unknown
 
@@ -112,7 +112,9 @@ def _section(
 
 
 def _stray(name: str, names: Iterable[str], path: str) -> str:
-    """What to say of a name that is not in its section: perhaps it belongs to another one."""
+    """What to say of a name that is not in its section: perhaps it belongs to another one, or did before."""
+    if f"{path}.{name}" in FORMER:
+        return f"setting {name!r} is of a former version: {FORMER[f'{path}.{name}']}"
     others = [pair for pair in get_type_hints(Run).items() if pair[0] != "problem"]
     for section, kind in [*others, *(("problem", kind) for kind in QUESTIONS.values())]:
         if section != path.partition(".")[0] and name in (f.name for f in fields(kind)):

@@ -273,6 +273,7 @@ def _scan(seed: int = 0, prototype: str = "P") -> Scan:
         b_factor=0.6,
         numbers=np.array([14]),
         places=np.zeros((1, 2)),
+        times=np.ones(1, dtype=int),
         name=name,
         crystal=name,
         material=name,

@@ -122,8 +122,7 @@ def reconstructor(question: Microscopy, state: Mapping[str, Tensor]) -> Reconstr
 
 def sight() -> Sight:
     """What networks of runs see at a time."""
-    window, made = Window(), Generation()
-    return Sight(window.probes, window.step, window.refine, made.detector_pixels, made.detector_reach, window.blur)
+    return Sight.of(Window(), Generation())
 
 
 def generate(data: Simulation, engine: MapEngine) -> Path:

@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,19 @@ import numpy as np
 
 from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
+from exafield.microscopy import views
 from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
 from exafield.microscopy.recipe import DTYPES, Precision, Recipe, simulate
 from exafield.microscopy.scattering import Parametrisation
-from exafield.microscopy.views import View, view, views
+from exafield.microscopy.views import View
 from exafield.store import SampleStore, cache_folder, locked
 
 # Raised whenever the same parameters give other numbers than before: data simulated earlier is then made again.
 # 2: several thicknesses a sample, and the detector's width goes with the convergence angle.
 _PHYSICS = 2
+
+# Crystals that are left out of which each is warned of: our choice.
+_TOLD = 3
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +177,7 @@ def crystals(source: str) -> Iterator[Crystal]:
 def samples(generation: Generation) -> Iterator[tuple[str, View, int]]:
     """Key, view and variant of all samples there are to be, one at a time."""
     for crystal in crystals(generation.crystals):
-        seen = views(crystal, generation.largest_edge)
+        seen = views.views(crystal, generation.largest_edge)
         if not seen and generation.crystals != "embedded":
             warnings.warn(f"left out: {_unseen(crystal, generation)}", CrystalWarning, stacklevel=2)
         for view in seen:
@@ -183,29 +188,47 @@ def samples(generation: Generation) -> Iterator[tuple[str, View, int]]:
 def _unseen(crystal: Crystal, generation: Generation) -> str:
     """Why a crystal has no view."""
     try:
-        edges = view(crystal, "001").cell
+        edges = views.view(crystal, "001").cell
     except CrystalError as error:
         return str(error)
     size = " x ".join(f"{edge:.1f}" for edge in edges)
     return (
-        f"{crystal.name}: its orthogonal cell of {size} A has no axis with edges up to {generation.largest_edge:g} A across "
-        "the beam: raise largest_edge"
+        f"{crystal.name}: its orthogonal cell of {size} A has no axis with edges up to {generation.largest_edge:g} A "
+        "across the beam: raise largest_edge"
     )
 
 
 def keys(generation: Generation) -> list[str]:
-    """Of all samples there are to be, each once.
+    """Of all samples there are to be, each once. Of crystals that are left out the first few are warned of.
 
     Raises:
-        CrystalError: there is none, or a crystal cannot be used.
+        CrystalError: there is none, or no crystal can be used.
     """
-    found = list(dict.fromkeys(key for key, *_ in samples(generation)))
+    with _few_words():
+        found = list(dict.fromkeys(key for key, *_ in samples(generation)))
     if not found:
         raise CrystalError(
             f"no crystal of {generation.crystals} has an orthogonal or hexagonal cell with edges up to "
             f"{generation.largest_edge} A"
         )
     return found
+
+
+@contextmanager
+def _few_words() -> Iterator[None]:
+    """Warnings inside are passed on, but those of many crystals are made few."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            told = [warning.message for warning in caught]
+    left_out = [message for message in told if isinstance(message, CrystalWarning)]
+    for message in told:
+        if message not in left_out[_TOLD:]:
+            warnings.warn(message, stacklevel=4)
+    if len(left_out) > _TOLD:
+        warnings.warn(f"left out: {len(left_out) - _TOLD} more crystals for such reasons", CrystalWarning, stacklevel=4)
 
 
 def _tasks(generation: Generation, wanted: Sequence[str]) -> Iterator[tuple[View, Recipe]]:
@@ -235,7 +258,10 @@ def generate(path: str | Path, generation: Generation, engine: MapEngine | None 
     with locked(path), SampleStore(path, generation.attributes(), write=True) as store:
         complete = store.keys()
         done = {index for index, key in enumerate(wanted) if key in complete}
-        for index, (arrays, attributes) in engine.map(simulate, _tasks(generation, wanted), done=done):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say of crystals was said
+            tasks = list(_tasks(generation, wanted))
+        for index, (arrays, attributes) in engine.map(simulate, tasks, done=done):
             store.write(wanted[index], arrays, attributes)
             made += 1
             kept, detected = attributes["intensity_within_band_limit"], attributes["intensity_on_detector"]

@@ -68,7 +68,8 @@ class Reconstructor(nn.Module):
         self.refine = refine
         self.shape = nn.Conv2d(self.network.width, refine**2, 1)
         nn.init.kaiming_normal_(self.shape.weight, nonlinearity="linear")
-        nn.init.zeros_(self.shape.bias)
+        if self.shape.bias is not None:
+            nn.init.zeros_(self.shape.bias)
         self.doubt = nn.Sequential(
             nn.Conv2d(self.network.width, 32, 3, padding="same"), nn.ReLU(), _last(nn.Conv2d(32, refine**2, 1))
         )

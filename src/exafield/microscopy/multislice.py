@@ -27,7 +27,7 @@ from exafield.microscopy import periodic
 from exafield.microscopy.electron import interaction, wavelength
 from exafield.microscopy.fourier import Library
 from exafield.microscopy.paths import Scanner, ScanPath
-from exafield.microscopy.room import check_memory, warn_of_loss, zeros
+from exafield.microscopy.room import check_memory, warn_of_loss
 
 _log = logging.getLogger(__name__)
 
@@ -323,10 +323,10 @@ class Multislice:
         check_memory(room, self._real, self.device)
         scanner, first, inverse = self.scanner(slices, positions, depths)
         _log.info("%s", scanner.path)
-        patterns = zeros(room, self._real, self.device)
+        patterns = torch.zeros(room, dtype=self._real, device=self.device)
         alike = len(first) == len(positions)
         # Where positions differ modulo the tile, as they mostly do, patterns are made where they stay.
-        distinct = patterns if alike else zeros((len(depths), len(first), *room[2:]), self._real, self.device)
+        distinct = patterns if alike else patterns.new_zeros(len(depths), len(first), *room[2:])
         warn_of_loss(scanner.fill(distinct, positions.cpu()[first]))
         if not alike:
             for group, here in enumerate(inverse.tolist()):

@@ -3,15 +3,20 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import constants
 from torch import Tensor
 
 from exafield.field import Field
 from exafield.microscopy import noise
 from exafield.microscopy.scans import Scan
+
+# Permittivity of vacuum over the elementary charge [1 / (V A)].
+_PERMITTIVITY = constants.epsilon_0 / constants.e * 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,9 @@ class Window:
         refine: potential pixels per scan step.
         dose: electrons per pattern; None for noiseless patterns.
         dose_to: highest dose, where it is drawn anew for each sample, evenly in its logarithm. None: all alike.
-        blur: Gaussian standard deviation of the potential to be found [A]; about the resolution asked for.
+        blur: Gaussian standard deviation of what is to be found [A]; about the resolution asked for.
+        target: what is to be found: the projected potential [V A] or, instead, the projected density of the electrons
+            of the specimen [1/A^2]; it takes the potential's place under the same names.
     """
 
     probes: int = 16
@@ -33,6 +40,7 @@ class Window:
     dose: float | None = 1000.0
     dose_to: float | None = None
     blur: float = 0.2
+    target: Literal["potential", "density"] = "potential"
 
     def __post_init__(self) -> None:
         if self.probes < 2 or self.refine < 1 or not self.step > 0 or self.blur < 0:
@@ -88,11 +96,21 @@ def interpolation(count: int, edge: float, positions: Float[np.ndarray, "n"]) ->
     return torch.from_numpy(kernel.astype(np.float32))
 
 
-def blurred(scan: Scan, width: float) -> Float[np.ndarray, "x y"]:
-    """The scan's potential after a Gaussian of standard deviation `width` [A]; [V A]."""
+def blurred(scan: Scan, width: float, target: str = "potential") -> Float[np.ndarray, "x y"]:
+    """The scan's potential [V A], or density of electrons [1/A^2], after a Gaussian of standard deviation `width` [A].
+
+    The density follows from the potential and the nuclei, smeared by the Debye-Waller factor, by Poisson's equation.
+    """
     kx, ky = (np.fft.fftfreq(n, e / n) for n, e in zip(scan.potential.shape, scan.edges, strict=True))
-    decay = np.exp(-2 * (np.pi * width) ** 2 * (kx[:, None] ** 2 + ky[None] ** 2))
-    return np.asarray(np.fft.ifft2(np.fft.fft2(scan.potential) * decay).real.astype(np.float32))
+    square = kx[:, None] ** 2 + ky[None] ** 2
+    spectrum = np.fft.fft2(scan.potential)
+    if target == "density":
+        weight = scan.numbers * scan.times * (scan.potential.size / (scan.edges[0] * scan.edges[1]))
+        x, y = (np.exp(-2j * np.pi * k[:, None] * scan.places[:, d]) for d, k in enumerate((kx, ky)))
+        nuclei = np.exp(-scan.b_factor * square / 4) * ((x * weight) @ y.T)
+        spectrum = nuclei - _PERMITTIVITY * (2 * np.pi) ** 2 * square * spectrum
+    decay = np.exp(-2 * (np.pi * width) ** 2 * square)
+    return np.asarray(np.fft.ifft2(spectrum * decay).real.astype(np.float32))
 
 
 class WindowSource:
@@ -126,14 +144,19 @@ class WindowSource:
         if not scans:
             raise ValueError("there are no scans to take windows of: generate some, or change the split")
         self.scans, self.window, self.per_scan, self.seed, self.augment = list(scans), window, per_scan, seed, augment
-        self._targets = [torch.from_numpy(blurred(scan, window.blur)).to(device) for scan in self.scans]
+        self._targets = [torch.from_numpy(blurred(scan, window.blur, window.target)).to(device) for scan in self.scans]
         self._patterns = [torch.from_numpy(scan.patterns).to(device) for scan in self.scans]
         if scale is None:
             scale = float(np.sqrt(np.mean([float(t.var()) for t in self._targets])))
         self.scale = scale
         self.fields: Mapping[str, Field] = {
             "scan": Field("scan", ("x", "y", "kx", "ky"), "electrons" if window.dose else "1"),
-            "potential": Field("projected potential", ("fx", "fy"), "V A", scale=scale),
+            "potential": Field(
+                f"projected {window.target}",
+                ("fx", "fy"),
+                "V A" if window.target == "potential" else "1/A2",
+                scale=scale,
+            ),
             "conditions": Field("conditions", ("condition",), "1"),
         }
         self.pixels = int(self._patterns[0].shape[-1])

@@ -1,0 +1,115 @@
+"""The command `exafield microscopy`: parsing, printing and files. What is computed is elsewhere."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from exafield.microscopy.flags import Describe, Detectors, Simulate
+from exafield.setting import RunError
+from exafield.suggestion import unknown
+
+USAGE = 2
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
+
+_HELP = """\
+usage: exafield microscopy COMMAND [OPTIONS]
+
+  simulate CRYSTAL    a scan of a perfect crystal as a file, with the potential behind it, to try things on
+  describe SCAN       what the reader finds: axes, calibration, bright-field disc, electrons, and what is doubtful
+  detectors SCAN      a picture of what virtual detectors see: bright and dark field, centre of mass, phase contrast
+
+SCAN is HDF5 or EMD (also of py4DSTEM), Zarr, MIB, NumPy or raw. exafield microscopy COMMAND --help says more.
+A network is made by exafield train microscopy; exafield apply microscopy says what potential is behind a scan.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command, given without `exafield microscopy`; returns the exit code.
+
+    Raises:
+        ScanError, CrystalError: something about a scan or a crystal is wrong.
+        StoreError: something cannot be written.
+        ImportError: a package is not installed.
+    """
+    commands: Mapping[str, Callable[[list[str]], int]] = {
+        "simulate": _simulate,
+        "describe": _describe,
+        "detectors": _detectors,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0 if argv else USAGE
+    if argv[0] not in commands:
+        raise RunError(unknown("command", f"microscopy {argv[0]}", [f"microscopy {name}" for name in commands]))
+    return commands[argv[0]](list(argv[1:]))
+
+
+_Arguments = TypeVar("_Arguments")
+
+
+def _parsed(kind: type[_Arguments], command: str, argv: list[str]) -> _Arguments:
+    if not argv:
+        raise RunError(f"exafield microscopy {command}: of what? --help says more")
+    return tyro.cli(kind, prog=f"exafield microscopy {command}", args=argv, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def check_folder(path: Path) -> None:
+    """Raises RunError if there is no folder for a file."""
+    if not path.absolute().parent.is_dir():
+        raise RunError(f"--out {path}: there is no folder {path.parent}")
+
+
+def _simulate(argv: list[str]) -> int:
+    arguments = _parsed(Simulate, "simulate", argv)
+    check_folder(arguments.out)
+    from exafield.microscopy.simulated import named_crystal, record, zone_indices
+
+    how = arguments.recording
+    view = record(arguments.out, named_crystal(arguments.crystal), zone_indices(arguments.zone), how)
+    if view.strain:
+        print(f"note     the cell was strained by {view.strain:.2%} to be orthogonal")
+    area = how.step**2
+    dose = "no noise" if how.dose is None else f"{how.dose:g} electrons per pattern ({how.dose / area:g} per A^2)"
+    print(f"{arguments.out}: {view.name}, {how.size[0]} x {how.size[1]} positions {how.step:g} A apart, {dose}")
+    return 0
+
+
+def _describe(argv: list[str]) -> int:
+    arguments = _parsed(Describe, "describe", argv)
+    from exafield.microscopy.prepare import prepare
+
+    with arguments.at.open() as scan:
+        nx, ny, kx, ky = scan.shape
+        print(f"scan     {nx} x {ny} positions of {kx} x {ky} pixels, {scan.dtype}")
+        prepared = prepare(scan, arguments.known.calibration(scan), needed={})
+        for entry in fields(prepared.calibration):
+            value = getattr(prepared.calibration, entry.name)
+            if value is not None:
+                text = ", ".join(f"{v:.5g}" for v in value) if isinstance(value, tuple) else f"{value:.6g}"
+                print(f"         {entry.name.replace('_', ' ')}: {text}")
+        print("\n".join(said(prepared.notes, prepared.warnings)))
+    return 0
+
+
+def said(notes: Sequence[str], warnings: Sequence[str]) -> list[str]:
+    """Notes and warnings as lines."""
+    return [*(f"note     {text}" for text in notes), *(f"warning  {text}" for text in warnings)]
+
+
+def _detectors(argv: list[str]) -> int:
+    arguments = _parsed(Detectors, "detectors", argv)
+    if arguments.out.suffix.lower() not in PICTURES:
+        raise RunError(f"--out {arguments.out}: choose a name that ends in {', '.join(PICTURES)}")
+    check_folder(arguments.out)
+    from exafield.microscopy.prepare import NEEDED, prepare
+    from exafield.microscopy.virtual import draw
+
+    needed = {name: NEEDED[name] for name in ("convergence_angle", "scan_step")}
+    with arguments.at.open() as scan:
+        prepared = prepare(scan, arguments.known.calibration(scan), needed)
+        notes = draw(arguments.out, prepared)
+    print("\n".join([*said([*prepared.notes, *notes], prepared.warnings), str(arguments.out)]))
+    return 0
