@@ -57,6 +57,9 @@ def test_a_line_counts_short_messages_as_much_as_long_ones() -> None:
     falling = probe.line({64: 5e-6, 4096: 4e-6})  # noise: neither may become negative
     assert falling[0] > 0
     assert falling[1] > 0
+    # The first 100 kB pass at once: what is sent in a row does not see that.
+    bursts = probe.line({n: max(1e-6, (n - 1e5) / 1e8) for n in (262_144, 1_048_576, 4_194_304)}, relative=False)
+    assert bursts[1] == pytest.approx(1e8, rel=0.05)
 
 
 def test_jitter_is_what_ranks_differ_by() -> None:

@@ -68,7 +68,7 @@ class _Timed:
         """Up to which size each line holds."""
         small = {n: t for n, t in self.times.items() if n <= _SMALL}
         large = {n: t for n, t in self.times.items() if n >= _SMALL}
-        return (float(_SMALL), probe.line(small)), (inf, probe.line(large))
+        return (float(_SMALL), probe.line(small)), (inf, probe.line(large, relative=False))
 
     def cost(self, shape: "_Shape", inside: Link, between: Link, hop: float) -> Cost:
         """What one byte would cost with these links, and nothing but `hop` from the library."""

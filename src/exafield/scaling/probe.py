@@ -116,23 +116,25 @@ def messages(channel: Channel, world: World, pair: tuple[int, int]) -> tuple[dic
     return times, cpu
 
 
-def line(times: Mapping[int, float]) -> Line:
-    """Latency [s] and bandwidth [bytes/s] of the line that fits times by size best, all sizes weighing the same.
+def line(times: Mapping[int, float], relative: bool = True) -> Line:
+    """Latency [s] and bandwidth [bytes/s] of the line that fits times by size best (least squares).
 
-    Least squares of relative errors, so that a microsecond counts where messages are short.
+    Args:
+        relative: whether all sizes weigh the same, so that a microsecond counts where messages are short; else long
+            ones weigh more, as they do in what is sent in a row.
     """
-    rows = [(1.0 / t, n / t) for n, t in times.items()]
-    aa = sum(a * a for a, _ in rows)
-    ab = sum(a * b for a, b in rows)
-    bb = sum(b * b for _, b in rows)
-    a, b = sum(a for a, _ in rows), sum(b for _, b in rows)
-    determinant = aa * bb - ab * ab
-    latency = (a * bb - b * ab) / determinant if determinant else 0.0
-    slope = (b * aa - a * ab) / determinant if determinant else 0.0
+    weights = {n: 1.0 / t if relative else 1.0 for n, t in times.items()}
+    squares = {n: weight**2 for n, weight in weights.items()}
+    w, wn = sum(squares.values()), sum(s * n for n, s in squares.items())
+    wnn = sum(s * n * n for n, s in squares.items())
+    wt, wnt = sum(s * times[n] for n, s in squares.items()), sum(s * n * times[n] for n, s in squares.items())
+    determinant = w * wnn - wn * wn
+    latency = (wt * wnn - wn * wnt) / determinant if determinant else 0.0
+    slope = (w * wnt - wn * wt) / determinant if determinant else 0.0
+    if latency <= 0:  # noise, or a network that lets the first bytes pass at once: a line through nothing
+        latency, slope = 0.0, wnt / wnn
     shortest, longest = min(times), max(times)
-    latency = latency if latency > 0 else times[shortest]
-    slope = slope if slope > 0 else times[longest] / longest
-    return latency, 1.0 / slope
+    return latency or min(1e-9, times[shortest]), 1.0 / (slope if slope > 0 else times[longest] / longest)
 
 
 # ---- collectives ----

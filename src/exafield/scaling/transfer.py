@@ -69,8 +69,9 @@ def transferred(subject: Subject, machine: Machine, precision: str | None, batch
     if jitter.tail * jitter.pause > 0.2 * moved.seconds:
         figure = machine.figures["jitter.pause"]
         said.append(
-            f"beware      pauses of {duration(jitter.pause)} (jitter.pause, {figure.source}: {figure.reference or '-'}) "
-            f"are much for a step of {duration(moved.seconds)}; they may be shorter where steps are"
+            f"beware      pauses of {duration(jitter.pause)} (jitter.pause, {figure.source}: "
+            f"{figure.reference or '-'}) are much for a step of {duration(moved.seconds)}; they may be shorter where "
+            "steps are"
         )
     return Transferred(moved, tuple(said))
 
