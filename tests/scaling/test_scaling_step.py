@@ -288,6 +288,14 @@ def test_times_follow_operations() -> None:
     assert more.samples == 8
 
 
+def test_times_of_a_trace_by_its_operations() -> None:
+    """Only their sum is known, which is shared out as the times were."""
+    one = step()
+    there = one.on(FAST)
+    assert there.forward + there.backward == pytest.approx(one.flops * one.samples / 5e12)
+    assert there.backward / there.forward == pytest.approx(one.backward / one.forward)
+
+
 def test_devices_that_do_not_know_a_precision() -> None:
     with pytest.raises(StepError, match="unknown precision 'fp16'"):
         step().on(SLOW, "fp16", source=SLOW)

@@ -16,27 +16,33 @@ class Route:
     """The way of one group of gradients.
 
     Args:
-        stages: what each of its pieces occupies, one after the other, and how long [s].
+        stages: what each of its pieces occupies, one after the other; how long it is under way before, and how long it
+            occupies that [s].
         pieces: that pass the stages one behind the other.
     """
 
-    stages: tuple[tuple[str, float], ...] = ()
+    stages: tuple[tuple[str, float, float], ...] = ()
     pieces: int = 1
 
 
 class Pipes:
-    """Resources that serve one thing at a time; who comes later may go first into a gap that is long enough."""
+    """Resources that serve one thing at a time; who comes later may go first into a gap that is long enough.
+
+    Every stage is at one piece at a time, and takes them in order: it waits for what it has sent.
+    """
 
     def __init__(self) -> None:
         self._taken: dict[str, list[tuple[float, float]]] = {}
+        self._done: dict[int, float] = {}
 
     def send(self, route: Route, at: float) -> float:
         """When a group arrives that leaves at a time [s]."""
         arrived = at
         for _ in range(route.pieces):
             now = at
-            for resource, seconds in route.stages:
-                now = self._take(resource, now, seconds)
+            for number, (resource, latency, seconds) in enumerate(route.stages):
+                now = self._take(resource, max(now, self._done.get(number, now)) + latency, seconds)
+                self._done[number] = now
             arrived = max(arrived, now)
         return arrived
 
@@ -115,6 +121,6 @@ def busiest(routes: Sequence[Route]) -> float:
     """Time for which the busiest resource is occupied by all groups [s]."""
     total: dict[str, float] = {}
     for route in routes:
-        for resource, seconds in route.stages:
+        for resource, _, seconds in route.stages:
             total[resource] = total.get(resource, 0.0) + seconds * route.pieces
     return max(total.values(), default=0.0)

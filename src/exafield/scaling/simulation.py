@@ -207,7 +207,7 @@ class _Run:
         forward, backward, after = (seconds * crowd for seconds in self.computing())
         ready = [max(step.tensors[i].ready for i in group) * backward for group in self.groups]
         routes = tuple(
-            Route(tuple((where, c.latency * latency + c.transfer * transfer) for where, c in rows), pieces)
+            Route(tuple((where, c.latency * latency, c.transfer * transfer) for where, c in rows), pieces)
             for rows, pieces in self.routes
         )
         factors, pauses = self.factors, self.pauses
@@ -298,7 +298,7 @@ class _Run:
 
     @staticmethod
     def _transfer(rows: list[tuple[str, Cost]], pieces: int) -> Route:
-        return Route(tuple((where, c.transfer) for where, c in rows), pieces)
+        return Route(tuple((where, 0.0, c.transfer) for where, c in rows), pieces)
 
 
 def _times(course: list[Course]) -> Floats:

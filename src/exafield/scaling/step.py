@@ -186,12 +186,15 @@ class Step:
             StepError: the device has no rate for a precision, or there is nothing to go by.
         """
         there = precision or self.precision
-        if source is not None and self.forward + self.backward > 0:
+        timed = self.forward + self.backward
+        if source is not None and timed > 0:
             ratio = self._rate(source, self.precision) / self._rate(device, there)
             forward, backward = self.forward * ratio, self.backward * ratio
             optimiser = self.optimiser * source.memory / device.memory
         elif self.flops:
             rate, behind = self._rate(device, there), sum(layer.flops for layer in self.layers)
+            if not behind and timed > 0:  # a trace counts all operations together
+                behind = self.flops * self.backward / timed
             forward, backward = (f * self.samples / rate for f in (self.flops - behind, behind))
             optimiser = self.moved / device.memory
         else:
