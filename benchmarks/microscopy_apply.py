@@ -1,6 +1,8 @@
 """What `exafield apply microscopy` makes of scans of crystals that a network never saw.
 
-    python benchmarks/microscopy_apply.py runs/NAME [--crystals 6] [--json FILE] [--quick]
+    python benchmarks/microscopy_apply.py [runs/NAME] [--crystals 6] [--json FILE] [--quick]
+
+The run is the newest under runs/ about microscopy that has a checkpoint, if none is named.
 
 Each scan is simulated as a microscope would save it (64 x 64 pixels, counted electrons) and read back with nothing but
 its file. Printed, as least, median and most over the crystals:
@@ -85,9 +87,15 @@ def difference(one: Reconstruction, other: Reconstruction) -> float:
     return float((one.potential - other.potential).std() / other.potential.std())
 
 
+def last() -> Path | None:
+    """The newest run about microscopy that has a checkpoint."""
+    found = {path.parents[1] for path in Path("runs").glob("microscopy*/checkpoints/step-*")}
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--crystals", type=int, default=6)
     parser.add_argument("--thickness", type=float, default=40.0)
     parser.add_argument("--dose", type=float, default=1000.0, help="electrons per pattern at 0.5 A")
@@ -98,6 +106,11 @@ def main() -> None:
     if arguments.quick:
         arguments.crystals, arguments.positions = 2, 24
     torch.set_num_threads(1)
+    if arguments.run is None:
+        arguments.run = last()
+        if arguments.run is None:
+            print("There is no run about microscopy with a checkpoint under runs/: exafield train microscopy")
+            return
     question = about(arguments.run, Microscopy)
     step = newest(arguments.run, ("network",))
     model = assembly.reconstructor(question, states(arguments.run, ("network",), step)["network"])

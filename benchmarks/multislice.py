@@ -127,7 +127,7 @@ def peak() -> float:
 
 
 def worker(file: Path) -> None:
-    """Answers line by line, as multislice_abtem.py does."""
+    """Answers line by line, as peers/multislice_abtem.py does."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with np.load(file) as arrays:
@@ -190,7 +190,7 @@ def sides(file: Path, python: Path | None) -> Iterator[tuple[Side, Side | None]]
     theirs = None
     try:
         if python is not None:
-            theirs = Side([str(python), str(Path(__file__).with_name("multislice_abtem.py")), str(file)])
+            theirs = Side([str(python), str(Path(__file__).parent / "peers" / "multislice_abtem.py"), str(file)])
         yield ours, theirs
     finally:
         ours.end()

@@ -48,7 +48,7 @@ from exafield.subsurface.site import Site
 NOISE, SENSORS = 20, 100
 FLUX, EXPANDED = "nested autograd, flux form", "nested autograd, expanded"
 PLAIN, COMPILED = "forward-propagated", "forward-propagated, compiled"
-#: DeepXDE's forms, see subsurface_deepxde.py.
+#: DeepXDE's forms, see peers/subsurface_deepxde.py.
 PEER = {"model": "one network", "apart": "networks apart"}
 DEFAULT = "spectral field, exact solve (default style)"
 Way = Callable[[], Tensor]
@@ -239,7 +239,7 @@ def peer(python: Path, bench: Bench) -> Iterator[dict[str, Callable[[], float]]]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "given.npz"
         np.savez(file, **arrays)
-        command = [str(python), str(Path(__file__).with_name("subsurface_deepxde.py")), str(file)]
+        command = [str(python), str(Path(__file__).parent / "peers" / "subsurface_deepxde.py"), str(file)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )

@@ -63,19 +63,20 @@ def recorded(trace: Trace | str | os.PathLike[str], model: nn.Module | None, noi
     if model is not None:
         layers = _of_model(layers, model)
     parts = {key: median(one.parts[key] for one in seen) for key in seen[0].parts}
+    # Medians of parts do not add up to the median of the whole, so they are brought to it in proportion.
+    own = ("forward", "backward", "optimiser", "other")
+    whole = median(sum(one.parts[key] for key in own) for one in seen) / sum(parts[key] for key in own)
     told = seen[-1].told
     samples = max(1, int(str(told.get("samples", 1))))
-    draws = max(1.0, parts.pop("draws"))
-    step = parts.pop("step")
-    other = max(0.0, step - sum(parts.values()))
+    draws = max(1.0, parts["draws"])
     nbytes = sum(layer.info.nbytes for layer in layers)
     return Step(
         name=" + ".join(sorted({s.lane.removeprefix(_GRADIENT) for s in latest.about.values()})),
         layers=layers,
-        forward=parts["forward"],
-        backward=parts["backward"],
-        optimiser=parts["optimiser"],
-        other=other,
+        forward=parts["forward"] * whole,
+        backward=parts["backward"] * whole,
+        optimiser=parts["optimiser"] * whole,
+        other=parts["other"] * whole,
         wait=parts["data wait"],
         samples=samples,
         flops=float(str(told.get("flops", 0))) / samples,
@@ -99,7 +100,8 @@ def _steps(spans: Sequence[Span]) -> list[_Seen]:
             return sum(s.duration for s in of if s.name == name)
 
         names = ("forward", "backward", "finish", "optimiser", "data wait")
-        parts = {name: total(name) for name in names} | {"step": step.duration}
+        parts = {name: total(name) for name in names}
+        parts["other"] = max(0.0, step.duration - sum(parts.values()))
         parts["draws"] = float(sum(s.name == "data wait" for s in trainer))
         if not parts["backward"]:
             continue
@@ -139,7 +141,7 @@ def _quiet(seen: Sequence[_Seen], noise: float) -> float:
         raise StepError(
             f"the trace is too noisy to use: forward and backward take {median(times) * 1e3:.3g} ms in the median, and "
             f"differ from step to step by {spread:.0%} (at most {noise:.0%}): run it again on a machine that does "
-            "nothing else, with no more ranks than cores, for more steps; or raise noise="
+            "nothing else, with no more ranks than cores, for more steps; or accept it (--noise, or noise= in Python)"
         )
     return spread
 

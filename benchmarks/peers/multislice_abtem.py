@@ -1,6 +1,6 @@
-"""The peer of multislice.py: abTEM's multislice of given slices, in its own environment.
+"""The other side of multislice.py: abTEM's multislice of given slices, in its own environment.
 
-    PYTHON benchmarks/multislice_abtem.py FILE
+    PYTHON benchmarks/peers/multislice_abtem.py FILE
 
 Started by multislice.py. FILE holds the slices and the microscope. Each line on standard input asks for a scan; its CPU
 time and the process's peak memory are answered. Slices stay in memory and FFTW's plans are kept.

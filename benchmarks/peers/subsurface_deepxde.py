@@ -1,6 +1,6 @@
-"""The peer of subsurface_step.py: DeepXDE's residual of the flow equation and the way back, in its own environment.
+"""The other side of subsurface_step.py: DeepXDE's residual of the flow equation and the way back, in its own environment.
 
-    PYTHON benchmarks/subsurface_deepxde.py FILE
+    PYTHON benchmarks/peers/subsurface_deepxde.py FILE
 
 Started by subsurface_step.py. FILE holds the weights of both networks, points and noise; residuals are written beside
 it. Each line on standard input names a form; its residual is worked out once and its mean square goes back to the
