@@ -1,4 +1,4 @@
-"""The other side of multislice.py: abTEM's multislice of given slices, in its own environment.
+"""Beside multislice.py: abTEM's multislice of given slices, in its own environment.
 
     PYTHON benchmarks/peers/multislice_abtem.py FILE
 

@@ -1,4 +1,4 @@
-"""The other side of subsurface_step.py: DeepXDE's residual of the flow equation and the way back, in its own environment.
+"""Beside subsurface_step.py: DeepXDE's residual of the flow equation and the way back, in its own environment.
 
     PYTHON benchmarks/peers/subsurface_deepxde.py FILE
 
