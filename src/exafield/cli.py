@@ -46,6 +46,9 @@ exafield COMMAND --help says more; exafield --version prints the version.
 """
 
 
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     bind_to_parent()
@@ -138,7 +141,8 @@ def _plain_warnings() -> Iterator[None]:
     def plain(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
-        if category.__module__.partition(".")[0] == "exafield":
+        plain_ours = category is UserWarning and filename.startswith(_PACKAGE)
+        if plain_ours or category.__module__.partition(".")[0] == "exafield":
             return f"exafield: warning: {message}\n"
         return usual(message, category, filename, lineno, line)
 

@@ -17,6 +17,8 @@ from exafield.suggestion import unknown
 SOURCES: Final = ("published", "measured", "fitted", "our choice")
 """What a number can rest on."""
 
+# Nothing that a number measures is larger: our choice, so that prices stay finite.
+_MOST = 1e30
 _KEYS = ("value", "unit", "source", "reference")
 
 
@@ -47,7 +49,7 @@ class Number:
 
     unit: str = "1"
     least: float = 0.0
-    most: float = 1e30
+    most: float = _MOST
     above: bool = False
     whole: bool = False
 
@@ -60,7 +62,7 @@ class Number:
             return f"must be a whole number, got {value!r}"
         if value < self.least or value > self.most or (self.above and value == self.least):
             low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
-            high = "" if self.most == math.inf else f" and at most {self.most:g}"
+            high = "" if self.most >= _MOST else f" and at most {self.most:g}"
             unit = "" if self.unit == "1" else f" {self.unit}"
             return f"must be {low}{high}{unit}, got {value!r}"
         return None

@@ -72,8 +72,9 @@ class Machine:
 
     name: Annotated[str, Word()]
     about: Annotated[str, Word()]
-    nodes: Annotated[int, Number(least=1, whole=True)]
-    ranks_per_node: Annotated[int, Number(least=1, whole=True)]
+    # Far more than any machine has, and few enough to be kept in memory: our choice.
+    nodes: Annotated[int, Number(least=1, most=1e6, whole=True)]
+    ranks_per_node: Annotated[int, Number(least=1, most=1024, whole=True)]
     inside: Link
     between: Link
     host: Host
@@ -105,8 +106,8 @@ class Machine:
         """
         if not 1 <= ranks <= self.ranks:
             raise MachineError(
-                f"{self.name} has {self.ranks} ranks ({self.nodes} nodes x {self.ranks_per_node}), so {ranks} ranks "
-                "cannot be placed: ask for fewer, or set nodes in its file"
+                f"{self.name} has {self.ranks:,} ranks ({self.nodes:,} nodes x {self.ranks_per_node}), so {ranks:,} "
+                "ranks cannot be placed: ask for fewer, or set nodes in its file"
             )
         return -(-ranks // self.ranks_per_node)
 
@@ -147,7 +148,10 @@ class Machine:
             content = preset.read_text() if text != "here" and preset.is_file() else path.read_text()
         except OSError as error:
             if text == "here":
-                raise MachineError(f"this machine has not been measured yet: {path} is not there") from error
+                raise MachineError(
+                    f"this machine has not been measured yet ({path} is not there): run exafield scale calibrate, or "
+                    "name another one"
+                ) from error
             if path.suffix or len(path.parts) > 1:
                 raise MachineError(f"{path} cannot be read ({error.strerror})") from error
             raise MachineError(unknown("machine", text, (*machines(), "here"))) from error

@@ -248,7 +248,8 @@ def locked(path: str | Path) -> Iterator[None]:
     """One process at a time; the others wait. The lock ends with its process, however that ends.
 
     Raises:
-        StoreError: a script starts processes that run it again from its beginning: they would wait for ever.
+        StoreError: nothing can be written there; or a script starts processes that run it again from its beginning:
+            they would wait for ever.
     """
     import fcntl
     import multiprocessing
@@ -257,8 +258,12 @@ def locked(path: str | Path) -> Iterator[None]:
         raise StoreError("a script that starts processes must do so below `if __name__ == '__main__':`")
 
     lock = Path(path).with_name(f"{Path(path).name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115
+    except OSError as error:
+        raise StoreError(f"cannot write {lock}: {error.strerror}; choose another place") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

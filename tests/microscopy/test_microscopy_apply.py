@@ -186,6 +186,13 @@ def test_a_finer_scan_is_read_as_several(work: Path, tmp_path: Path) -> None:
     assert found.deviation.mean() < quick.deviation.mean()
 
 
+def test_a_coarser_scan_is_interpolated_and_warned_of(work: Path) -> None:
+    with open_scan(work / "scan.zarr") as scan:
+        found = reconstruct(prepare(scan, Calibration(scan_step=(0.6, 0.5))), model_of(work), assembly.sight())
+    assert found.potential.shape == (4 * (1 + int(39 * 0.6 / 0.5)), 4 * 30)
+    assert any("the scan step along x, 0.6 A, is coarser than that of the network" in text for text in found.warnings)
+
+
 def test_outside_of_training(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--energy", 80e3, "--thickness", 100, "--dose", 50)
     assert apply(work / "run", work / "window.h5", "--out", tmp_path / "r.h5", "--quick", *given) == 0
@@ -215,6 +222,7 @@ def test_a_run_that_is_refused_leaves_nothing(
     save(older, nn.Linear(3, 3), 7)
     mine = tmp_path / "mine.h5"
     mine.write_bytes(b"my own")
+    (tmp_path / "shot.png").write_bytes(b"my own")
     before = sorted(tmp_path.rglob("*"))
     for words, code, said in (
         ((tmp_path, window, "--out", out), USAGE, "is no folder of a run"),
@@ -226,8 +234,14 @@ def test_a_run_that_is_refused_leaves_nothing(
             r"choose a name that ends in \.h5, \.hdf5, \.zarr",
         ),
         ((work / "run", window, "--out", tmp_path / "no" / "r.h5"), FAILED, "there is no folder"),
-        ((work / "run", window, "--out", mine), FAILED, "this is there, and no result of ours"),
-        ((work / "run", window, "--out", window), FAILED, "this is there, and no result of ours"),
+        ((work / "run", window, "--out", mine), FAILED, r"mine\.h5 is there, and no result of ours"),
+        ((work / "run", window, "--out", window), FAILED, r"window\.h5 is there, and no result of ours"),
+        ((work / "run", window, "--out", tmp_path / "shot.h5"), FAILED, r"shot\.png is there, and no result of ours"),
+        ((work / "run", window, "--out", out, "--centre", 90, 90), FAILED, "covers 0% of what the network sees"),
+        ((work / "run", window, "--out", out, "--centre", "nan", 8), FAILED, "centre must be finite, got nan x 8"),
+        ((work / "run", window, "--out", out, "--detector-step", 0.05), FAILED, "one of the two is wrong"),
+        ((work / "run", window, "--out", out, "--scan-step", 1.1), FAILED, "the scan step of 1.1 A is too coarse"),
+        ((work / "run", window, "--out", out, "--scan-step", 0.8, "--truth"), FAILED, "known potential reaches along"),
         ((work / "run", mine, "--out", out), FAILED, "is no HDF5 file"),
         ((work / "run", window, "--out", out, "--scan-step", 0.1), FAILED, "the scan is too small: .* it has 4 x 4"),
         ((work / "run", window, "--out", out, "--tile", 8, "--overlap", 8), FAILED, "below the tile of 8 positions"),

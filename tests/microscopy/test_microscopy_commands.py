@@ -13,8 +13,9 @@ from exafield.cli import FAILED, USAGE, main  # noqa: E402
 from exafield.microscopy.crystal import CrystalError  # noqa: E402
 from exafield.microscopy.generate import CrystalWarning, Generation, crystals, keys  # noqa: E402
 from exafield.microscopy.readers import open_scan  # noqa: E402
+from exafield.microscopy.room import LossWarning  # noqa: E402
 from exafield.microscopy.scans import load, split  # noqa: E402
-from exafield.microscopy.simulated import zone_indices  # noqa: E402
+from exafield.microscopy.simulated import Recording, named_crystal, record, zone_indices  # noqa: E402
 from small import write_cifs  # noqa: E402
 
 QUICK = ("--detector-pixels", "16", "--thickness", "8")
@@ -86,9 +87,13 @@ def test_own_crystals_and_what_they_lack(tmp_path: Path, capsys: pytest.CaptureF
         (("simulate", "W", "--out", tmp_path / "a.tif"), FAILED, r"choose a name that ends in \.h5"),
         (("simulate", "W", "--out", tmp_path / "no" / "a.h5"), USAGE, "there is no folder"),
         (("simulate", "W", "--out", tmp_path / "a.h5", "--zone", "11"), FAILED, "must be three whole numbers"),
+        (("simulate", "W", "--out", tmp_path / "a.h5", "--zone", "000"), FAILED, "whole numbers, not all 0"),
+        (("simulate", "W", "--out", tmp_path / "a.h5", "--thickness", 1e8), FAILED, "--thickness is in A, from 1 to"),
+        (("simulate", "W", "--out", tmp_path / "a.h5", "--b-factor", -1), FAILED, "--b-factor must be 0 A.2 or more"),
+        (("simulate", "W", "--out", tmp_path / "a.h5", "--max-strain", 2), USAGE, "1 % is 0.01"),
         (("simulate", "W", "--out", tmp_path / "a.h5", "--dose", -1), FAILED, "--dose must be above 0"),
         (("simulate", "W", "--out", tmp_path / "a.h5", "--detector-pixels", 4096), FAILED, "which is too large with"),
-        (("simulate", "W", "--out", tmp_path / "a.h5", "--convergence-angle", 0.3), FAILED, "up to 0.1 rad"),
+        (("simulate", "W", "--out", tmp_path / "a.h5", "--convergence-angle", 0.3), FAILED, "to 0.1 rad"),
         (("describe", tmp_path / "no.h5"), FAILED, "there is no file"),
         (("detectors", out, "--out", tmp_path / "a.txt"), USAGE, r"ends in \.png"),
         (("paint",), USAGE, "microscopy paint"),
@@ -97,6 +102,23 @@ def test_own_crystals_and_what_they_lack(tmp_path: Path, capsys: pytest.CaptureF
         assert microscopy(*words) == code, words
         assert re.search(said, capsys.readouterr().err), words
     assert sorted(path.name for path in tmp_path.iterdir()) == ["W.cif", "scan.h5"]
+
+
+def test_a_thick_specimen_loses_electrons_and_that_is_said(tmp_path: Path) -> None:
+    words = ("simulate", "Au", "--size", 2, 2, "--detector-pixels", 16, "--out", tmp_path / "a.h5")
+    with pytest.warns(LossWarning, match=r"Au \[001\]: \d\d % of the incident electrons are scattered past the band"):
+        assert microscopy(*words, "--thickness", 600) == 0
+
+
+def test_a_small_angle_takes_a_large_array(tmp_path: Path) -> None:
+    """A probe of 1 mrad is wider than the array of training; most of what a thin crystal passes is in its disc."""
+    how = Recording(
+        convergence_angle=1e-3, detector_angle=0.02, detector_pixels=80, thickness=4.0, dose=None, size=(2, 2)
+    )
+    record(tmp_path / "scan.h5", named_crystal("C diamond"), (0, 0, 1), how)
+    with open_scan(tmp_path / "scan.h5") as scan:
+        pattern = scan.read(slice(0, 1), slice(0, 1))[0, 0]
+    assert 0.9 * pattern.sum() < pattern[37:43, 37:43].sum() < 1
 
 
 def test_zones_are_written_in_more_than_one_way() -> None:
@@ -113,7 +135,7 @@ def test_describe_and_detectors(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     for text in (
         "scan     20 x 16 positions of 32 x 32 pixels, uint16",
-        "convergence angle: 0.03",
+        "convergence angle: 0.03 rad",
         "note     bright-field disc: centre (15.",
         "warning  convergence_angle is 0.025 in the file, and 0.03 was given",
         "warning  the bright-field disc has a radius of 10.0 pixels, which are 24.9 mrad",

@@ -87,6 +87,40 @@ def test_the_array_is_found_or_named(tmp_path: Path) -> None:
             open_scan(path, dataset=dataset)
 
 
+def test_what_else_hdf5_may_hold(tmp_path: Path) -> None:
+    """Circles of links, several names of one array, types with names and arrays of nothing are no obstacles."""
+    path = tmp_path / "odd.h5"
+    with h5py.File(path, "w") as file:
+        file["entry/detector/data"] = DATA
+        file["entry/again"] = file["entry"]
+        file["entry/data"] = h5py.SoftLink("/entry/detector/data")
+        file["type"], file["nothing"] = np.dtype("f4"), h5py.Empty("f4")
+    assert np.array_equal(whole(path), DATA)
+    assert np.array_equal(whole(path, dataset="/entry/detector/data"), DATA)
+
+
+def test_hdf5_that_is_damaged_inside(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["datacube/data"] = DATA
+    data = path.read_bytes()
+    assert data.count(b"TREE") > 1
+    path.write_bytes(data.replace(b"TREE", b"LEAF"))
+    with pytest.raises(ScanError, match=r"scan\.h5 is a damaged HDF5 file"):
+        open_scan(path)
+
+
+def test_numpy_files_that_hold_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npy"
+    np.savez(tmp_path / "several.npz", DATA)
+    np.save(path, DATA)
+    cut = path.read_bytes().replace(b"}", b"(", 1)
+    for content in (b"", b"hello", cut, (tmp_path / "several.npz").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ScanError, match="is no array of NumPy, or cut off"):
+            open_scan(path)
+
+
 def test_axes_in_any_order(tmp_path: Path) -> None:
     np.save(tmp_path / "kyx.npy", DATA.transpose(2, 1, 0, 3))
     assert np.array_equal(whole(tmp_path / "kyx.npy", axes=("kx", "y", "x", "ky")), DATA)

@@ -77,6 +77,9 @@ def test_the_axes_of_detector_and_scan(counts: np.ndarray, tmp_path: Path) -> No
     swapped = np.ascontiguousarray(counts.transpose(2, 3, 0, 1))
     with pytest.raises(ScanError, match=r"the axes are in another order; try --axes kx,ky,x,y"):
         look(tmp_path, swapped)
+    np.save(tmp_path / "right.npy", counts)
+    with open_scan(tmp_path / "right.npy", axes=("kx", "ky", "y", "x")) as scan:
+        assert scan.swapped() == "x,y,ky,kx"
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -114,7 +117,7 @@ def test_dead_pixels_and_values_that_are_no_numbers(counts: np.ndarray, tmp_path
         look(tmp_path, dark - 2)
     data = counts.copy()
     data[::2, ::2] = 0
-    assert any("25.0% of the patterns looked at are empty" in said for said in look(tmp_path, data).warnings)
+    assert any("25.00% of the patterns looked at are empty" in said for said in look(tmp_path, data).warnings)
     with pytest.raises(ScanError, match="hold no signal"):
         look(tmp_path, np.zeros_like(counts))
 

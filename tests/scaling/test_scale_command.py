@@ -14,7 +14,7 @@ from exafield.run import Reduction, laptop
 from exafield.scaling.flags import named, reduction, several
 from exafield.setting import RunError
 from exafield.trace import Trace
-from machine_of_tests import machine, step
+from machine_of_tests import machine, quiet, step
 
 
 def make_run(folder: Path, *, slow: float = 0.0, of: str = "layer", seconds: float = 0.05) -> Path:
@@ -103,6 +103,19 @@ def test_strong_scaling_ends_where_ranks_have_no_sample(capsys: pytest.CaptureFi
     assert "left out: 4 nodes" in capsys.readouterr().out
 
 
+def test_what_ranks_do_not_share_is_told_in_strong_scaling(capsys: pytest.CaptureFixture[str]) -> None:
+    """Efficiency is the share of computing there, too, so that the parts say where all of it went."""
+    made = run("scale net.json --machine m.yaml --nodes 1..4 --strong --batch 8 --steps 100")
+    for point in made["curves"][0]["points"]:
+        loss = point["loss"]
+        assert sum(loss.values()) == pytest.approx(point["seconds"])
+        assert loss["compute"] / point["seconds"] == pytest.approx(point["efficiency"])
+    shares = [p["loss"]["undivided"] / p["seconds"] for p in made["curves"][0]["points"]]
+    assert shares[0] == pytest.approx(0.0, abs=1e-9)
+    assert shares[-1] > shares[1] > 0.001  # the optimiser's, and of what else is done
+    assert "undivided" in capsys.readouterr().out
+
+
 def test_a_run_is_found_by_its_problem(capsys: pytest.CaptureFixture[str]) -> None:
     make_run(Path("runs/microscopy-older"), seconds=0.1)
     make_run(Path("runs/microscopy-newer"))
@@ -122,6 +135,17 @@ def test_times_of_this_machine_are_left_as_they_are(tmp_path: Path, capsys: pyte
     made = run("scale one --nodes 1")
     assert "times are taken as they were measured" in capsys.readouterr().out
     assert made["step"]["seconds"] == pytest.approx(0.02 + 0.05 + 0.002 + 0.001, rel=0.05)
+
+
+def test_a_crowded_run_is_predicted_as_long_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is taken out of the times of ranks that shared a machine comes in again where they share it."""
+    here = quiet(nodes=1, each=4, device__kind="cpu")
+    replace(here, host=replace(here.host, crowding={1: 1.0, 4: 2.0})).save(tmp_path / "cache" / "machine.yaml")
+    told = {"format": "exafield-provenance", "version": 1, "sessions": [{"ranks": 4, "nodes": 1}]}
+    (make_run(Path("four")) / "provenance.json").write_text(json.dumps(told))
+    loss = run("scale four --nodes 1")["curves"][0]["points"][0]["loss"]
+    assert "computing is taken to be 2.00 times as fast on one" in capsys.readouterr().out
+    assert loss["compute"] + loss["crowding"] == pytest.approx(0.02 + 0.05 + 0.002 + 0.001, rel=0.01)
 
 
 def test_advice_finds_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +191,7 @@ def test_commands_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None
         ("scale mikroscopy --machine m.yaml", "did you mean 'microscopy'?"),
         ("scale nowhere/run --machine m.yaml", "nowhere/run: there is no such run folder"),
         ("scale nowhere.json --machine m.yaml", "nowhere.json cannot be read"),
-        ("scale net.json", "this machine has not been measured yet"),
+        ("scale net.json", "run exafield scale calibrate"),
         ("scale net.json --machine sumit", "unknown machine 'sumit': did you mean 'summit'?"),
         ("scale net.json --machine no.yaml", "no.yaml cannot be read"),
         ("scale net.json --machine m.yaml --nodes 1..5", "test has 8 ranks (4 nodes x 2), so 10 ranks cannot"),
@@ -184,9 +208,12 @@ def test_commands_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None
         ("scale net.json --machine m.yaml --reducer bitvektor", "did you mean 'bitvector'?"),
         ("scale net.json --machine m.yaml --reducer static/central", "static and central are both a control"),
         ("scale net.json --machine m.yaml --compare tree:radix=x", "radix must be a whole number"),
+        ("scale net.json --machine m.yaml --compare tree:radix=0", "reducer tree:radix=0: radix must be at least 1"),
+        ("scale net.json --machine m.yaml --noise nan", "--noise nan: must be above 0"),
         ("scale net.json --machine m.yaml --out m.yaml/x", "--out m.yaml/x: cannot be made"),
         ("scale calibrate --ranks 1", "at least two processes are needed"),
         ("scale calibrate --out nowhere/m.yaml", "there is no folder nowhere"),
+        ("scale calibrate --out .", "--out .: cannot be written (Is a directory)"),
         ("scale show sumit", "did you mean 'summit'?"),
     ],
 )

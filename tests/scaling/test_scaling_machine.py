@@ -141,7 +141,7 @@ def test_other_things_that_are_not_accepted(tmp_path: Path) -> None:
     (tmp_path / "y.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(MachineError, match="not text"):
         Machine.load(tmp_path / "y.yaml")
-    with pytest.raises(MachineError, match=r"has 27600 ranks \(4600 nodes x 6\), so 27601 ranks cannot be placed"):
+    with pytest.raises(MachineError, match=r"has 27,600 ranks \(4,600 nodes x 6\), so 27,601 ranks cannot be placed"):
         machine().topology(27_601)
     for key in ("between.speed", "between", "libraries.gloo.rules.all_reduce.3.hop", "between.latency.value"):
         with pytest.raises(MachineError, match=key.split(".")[0]):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -83,6 +84,13 @@ def trained(problem: Denoising, steps: int = 10, **settings: Any) -> tuple[Trace
     return trace, trainer
 
 
+def own_times(trace: Trace) -> list[float]:
+    """Of each step, without waiting for data and for other ranks."""
+    waits = [s for s in trace.spans if s.name in ("finish", "data wait")]
+    steps = sorted((s for s in trace.spans if s.name == "step"), key=lambda s: s.start)
+    return [s.duration - sum(w.duration for w in waits if s.start <= w.start and w.end <= s.end) for s in steps]
+
+
 # ---- from a run ----
 
 
@@ -103,8 +111,7 @@ def test_a_run_tells_all_of_its_step() -> None:
     assert found.samples == 4
     assert found.flops == trainer.meter.flops / 4 > 0
     assert found.read == 3 * 12 * 12 * 4
-    steps = sorted(s.duration for s in trace.spans if s.name == "step")
-    assert 0.3 * steps[0] < found.seconds + found.wait < 3 * steps[-1]
+    assert found.seconds == pytest.approx(median(own_times(trace)[2:]))
     assert simulate(found, Reducer(control=Static()), quiet(), 24).efficiency < 1
 
 
@@ -180,6 +187,22 @@ def test_a_trace_by_hand() -> None:
     assert found.spread == pytest.approx(0.0, abs=1e-12)
     assert found.flops == 50
     assert found.name == "net"
+
+
+def test_what_else_a_step_does_is_not_what_medians_lack() -> None:
+    """Now forward is held up, now backward: all of the step is computing, though medians of parts are shorter."""
+    trace, now = Trace(offset=0.0), 0.0
+    for number in range(14):
+        forward, backward = ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0))[number % 3]
+        trace.add("trainer", "step", now, now + forward + backward, number=number, samples=2, flops=100)
+        trace.add("trainer", "forward", now, now + forward)
+        now += forward
+        trace.add("trainer", "backward", now, now + backward)
+        trace.add("gradient net", "weight", now, now, bytes=40, scope="", kind="torch.float32 cpu")
+        now += backward
+    found = Step.from_trace(trace, noise=2.0)
+    assert found.other == pytest.approx(0.0, abs=1e-12)
+    assert found.forward == found.backward == pytest.approx(2.0)
 
 
 def test_a_trace_that_is_too_noisy_says_how_noisy_and_what_to_do() -> None:
@@ -331,6 +354,10 @@ def test_a_file_keeps_all_of_a_step(tmp_path: Path) -> None:
         ({"layers": [[1]]}, "damaged"),
         ({"layers": [["a", None, 4, "fp32", 1.5, 0.0]]}, "ready must lie in 0..1"),
         ({"layers": None}, "damaged"),
+        ({"layers": [["a", None, 4, 7, 1.0, 0.0]]}, "layer 'a': kind cannot be 7"),
+        ({"layers": [["a", None, 4.5, "fp32", 1.0, 0.0]]}, "layer 'a': nbytes cannot be 4.5"),
+        ({"layers": [["a", None, 4, "fp32", 1.0, 2e12]]}, "flops must be at least those of all layers"),
+        ({"measured": "yes"}, "measured true or false"),
     ],
 )
 def test_files_that_are_not_accepted(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from exafield.microscopy.analysis import Score, score
+from exafield.microscopy.calibration import ScanError
 from exafield.microscopy.columns import Columns
 from exafield.microscopy.prepare import Prepared
 from exafield.microscopy.reconstruct import Reconstruction, Sight
@@ -45,9 +46,17 @@ def compare(found: Reconstruction, truth: Truth, sight: Sight, threshold: float)
     """Scores a reconstruction, window by window, each less its mean.
 
     Args:
-        truth: must cover the reconstruction.
+        truth: what the patterns were simulated from.
         threshold: of the columns.
+    Raises:
+        ScanError: the known potential does not cover the reconstruction.
     """
+    for name, own, known_at in (("x", found.x, truth.x), ("y", found.y, truth.y)):
+        if own[0] < known_at[0] or own[-1] > known_at[-1]:
+            raise ScanError(
+                f"the known potential reaches along {name} from {known_at[0]:.1f} to {known_at[-1]:.1f} A, and the "
+                f"scan from {own[0]:.1f} to {own[-1]:.1f} A: is the scan step, or the order of the axes, another one?"
+            )
     pixel = (float(truth.x[1] - truth.x[0]), float(truth.y[1] - truth.y[0]))
     blurred = ndimage.gaussian_filter(
         truth.potential.astype(np.float64), [sight.blur / p for p in pixel], mode="nearest"

@@ -15,6 +15,7 @@ from exafield.microscopy.model import Reconstructor
 from exafield.microscopy.networks import Network
 from exafield.microscopy.problem import MicroscopyProblem
 from exafield.microscopy.reconstruct import Sight
+from exafield.microscopy.room import warn_of_mean_loss
 from exafield.microscopy.window import Window
 from exafield.optim import Optimiser, Schedule
 from exafield.question import MICROSCOPY_LOSS, MICROSCOPY_NETWORK, Microscopy, Simulation
@@ -78,9 +79,17 @@ def _crystals(name: str) -> str:
 
 
 def generation(settings: Simulation) -> Generation:
-    """What is simulated for a run."""
+    """What is simulated for a run.
+
+    Raises:
+        RunError, DatasetError: a setting is out of range, or crystals are not there.
+    """
     told = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "store"}
-    return Generation(**{**told, "crystals": crystals(settings.crystals)})
+    told["crystals"] = crystals(settings.crystals)
+    try:
+        return Generation(**told)
+    except ValueError as error:
+        raise RunError(f"problem.data: {str(error).removeprefix('generation: ')}") from error
 
 
 def problem(
@@ -133,6 +142,7 @@ def generate(data: Simulation, engine: MapEngine) -> Path:
     """
     wanted = generation(data)
     path = Path(data.store) if data.store else default_path(wanted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    simulate(path, wanted, engine)
+    made, least = simulate(path, wanted, engine)
+    if made:
+        warn_of_mean_loss(f"{path}, the sample that lost most", least)
     return path

@@ -64,6 +64,10 @@ class Calibration:
             for value in getattr(self, name) or ():
                 if not (math.isfinite(value) and value > 0):
                     raise ScanError(f"{name} must be above 0 and finite, got {value}")
+        for name in ("centre", "rotation"):
+            value = getattr(self, name)
+            if value is not None and not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+                raise ScanError(f"{name} must be finite, got {_text(value)}")
         if self.energy is not None and not 1e3 <= self.energy <= 5e6:
             raise ScanError(f"energy is in eV: {self.energy:g} is no energy of a microscope; 200 keV is 200000")
         if self.convergence_angle is not None and self.convergence_angle > 0.2:

@@ -89,7 +89,8 @@ def scan_depths(
     _, nx, ny = slices.potential.shape
     repeats = slices.repeats
     shape = (nx * repeats[0], ny * repeats[1])
-    probes = (grid_size(slices.cell[0], probe_step), grid_size(slices.cell[1], probe_step))
+    # At small angles less than two positions would do; two are simplest.
+    probes = tuple(grid_size(edge, min(probe_step, edge / 2)) for edge in slices.cell)
     scanner = Scanner(
         multislice, slices.potential, order, repeats, probes[0] * probes[1], depths, REPEAT[multislice.dtype], "matrix"
     )

@@ -1,5 +1,6 @@
 """The command `exafield microscopy`: parsing, printing and files. What is computed is elsewhere."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,18 @@ from exafield.setting import RunError
 from exafield.suggestion import unknown
 
 USAGE = 2
+_UNITS = {
+    "energy": " eV",
+    "convergence_angle": " rad",
+    "scan_step": " A",
+    "detector_step": " rad",
+    "detector_frequency": " / A",
+    "thickness": " A",
+    "dose": " electrons per pattern",
+    "gain": " counts per electron",
+    "centre": " pixels",
+    "rotation": " degrees",
+}
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 _HELP = """\
@@ -67,8 +80,10 @@ def _simulate(argv: list[str]) -> int:
     check_folder(arguments.out)
     from exafield.microscopy.simulated import named_crystal, record, zone_indices
 
-    how = arguments.recording
-    view = record(arguments.out, named_crystal(arguments.crystal), zone_indices(arguments.zone), how)
+    how, crystal, zone = arguments.recording, named_crystal(arguments.crystal), zone_indices(arguments.zone)
+    if not (0 < arguments.max_edge < math.inf and 0 <= arguments.max_strain < 0.2):
+        raise RunError("--max-edge must be above 0 A, --max-strain from 0 to below 0.2: 1 % is 0.01")
+    view = record(arguments.out, crystal, zone, how, max_edge=arguments.max_edge, max_strain=arguments.max_strain)
     if view.strain:
         print(f"note     the cell was strained by {view.strain:.2%} to be orthogonal")
     area = how.step**2
@@ -88,10 +103,14 @@ def _describe(argv: list[str]) -> int:
         for entry in fields(prepared.calibration):
             value = getattr(prepared.calibration, entry.name)
             if value is not None:
-                text = ", ".join(f"{v:.5g}" for v in value) if isinstance(value, tuple) else f"{value:.6g}"
-                print(f"         {entry.name.replace('_', ' ')}: {text}")
+                text = ", ".join(f"{v:.5g}" for v in value) if isinstance(value, tuple) else _number(value)
+                print(f"         {entry.name.replace('_', ' ')}: {text}{_UNITS.get(entry.name, '')}")
         print("\n".join(said(prepared.notes, prepared.warnings)))
     return 0
+
+
+def _number(value: float | bool) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.6g}"
 
 
 def said(notes: Sequence[str], warnings: Sequence[str]) -> list[str]:

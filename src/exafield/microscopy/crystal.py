@@ -146,7 +146,7 @@ def from_cif(path: str | Path) -> Crystal:
     except OSError as error:
         raise CrystalError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise CrystalError(f"{path}: is not a CIF file ({error})") from error
+        raise CrystalError(f"{path}: is not a CIF file ({str(error) or type(error).__name__})") from error
     block = next((b for b in blocks if b.get_cellpar() is not None), None)
     if block is None:
         raise CrystalError(f"{path}: has no unit cell (_cell_length_a ... _cell_angle_gamma)")

@@ -148,10 +148,15 @@ class Simulate:
         crystal: name of the built-in table, such as SrTiO3, or a .cif file.
         out: the scan: .h5 or .emd (EMD 1.0), or .zarr.
         zone: axis along the beam, in the crystal's own axes, such as 110, 1-12 or 1,-1,12.
+        max_edge: longest edge of the orthogonal cell across the beam [A].
+        max_strain: by which the crystal may be strained to make a cell orthogonal; 0.01 changes no length by more than
+            1 %.
         recording: how it is recorded.
     """
 
     crystal: tyro.conf.Positional[str]
     out: Path
     zone: str = "001"
+    max_edge: float = 30.0
+    max_strain: float = 0.01
     recording: Annotated[Recording, tyro.conf.arg(name="")] = field(default_factory=Recording)

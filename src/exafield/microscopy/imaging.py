@@ -145,7 +145,8 @@ def plot(
             (edge * turn.cos()).numpy(), (edge * turn.sin()).numpy(), color="white", linewidth=0.8, linestyle=style
         )
     axes[0].set(title="mean pattern, detector edges", xlim=(-mrad, mrad), ylim=(-mrad, mrad))
-    size = (0, step[0] * scan.shape[0], 0, step[1] * scan.shape[1])
+    # The first probe is at 0, in the middle of its pixel.
+    size = tuple(d * edge for d, n in zip(step, scan.shape[:2], strict=True) for edge in (-0.5, n - 0.5))
     for axis, (name, image) in zip(axes[1:], shown.items(), strict=True):
         signed = name[-2:] in (" x", " y")
         scale = 1e3 if name.startswith("centre") else 1.0

@@ -19,6 +19,8 @@ from exafield.microscopy.survey import Disc, Survey, find_disc, hint, survey
 # Tolerances, all our choice: of the disc's centre [radii] and radius, of the electrons that patterns hold, of a
 # wandering disc [radii], of values below zero.
 _CENTRE, _RADIUS, _ELECTRONS, _WANDER, _NEGATIVE = 0.05, 0.1, (0.7, 1.05), 0.15, 1e-3
+# Two statements on the disc's radius that differ by more than this factor cannot be used; our choice.
+_APART = 2.0
 #: What is needed, by the option that gives it.
 NEEDED: Mapping[str, str] = {
     "energy": "--energy [eV]",
@@ -92,13 +94,13 @@ def _no_disc(scan: ScanFile, found: Survey, calibration: Calibration) -> None:
     if find_disc(found.image) is not None and float(np.ptp(found.image)) > 0.8 * float(found.image.max()):
         raise ScanError(
             f"{scan.path}: what are taken for scan axes show a bright disc, and what are taken for detector axes show "
-            "none: the axes are in another order; try --axes kx,ky,x,y"
+            f"none: the axes are in another order; try --axes {scan.swapped()}"
         )
     if calibration.centre is None or calibration.detector_step is None or calibration.convergence_angle is None:
         raise ScanError(
             f"{scan.path}: no bright-field disc is seen in the mean pattern: are the axes in another order (--axes), "
-            "or is it not a convergent beam? If it is right give --centre [pixels], --detector-step and "
-            "--convergence-angle [rad]"
+            "is the disc cut by the detector's edge, or is it no convergent beam? If it is right give --centre "
+            "[pixels], --detector-step and --convergence-angle [rad]"
         )
 
 
@@ -130,11 +132,14 @@ def _disc(calibration: Calibration, disc: Disc | None, notes: list[str], warning
             notes.append(f"convergence angle {1e3 * seen:.4g} mrad, from the disc's radius and the detector step")
             return replace(calibration, convergence_angle=seen)
         if abs(seen / angle - 1) > _RADIUS:
-            warnings.append(
+            said = (
                 f"the bright-field disc has a radius of {disc.radius:.1f} pixels, which are {1e3 * seen:.3g} mrad by "
                 f"the detector step, and the convergence angle is said to be {1e3 * angle:.3g} mrad: one of the two is "
-                "wrong; what was said is taken (leave out the detector step to have it from the disc)"
+                "wrong"
             )
+            if not 1 / _APART < seen / angle < _APART:
+                raise ScanError(f"{said} (leave out the detector step to have it from the disc)")
+            warnings.append(f"{said}; what was said is taken (leave out the detector step to have it from the disc)")
     return calibration
 
 
@@ -183,7 +188,7 @@ def _recording(
             "numbers wrong? They are kept, and sums below zero count as zero"
         )
     if found.empty:
-        warnings.append(f"{found.empty:.1%} of the patterns looked at are empty")
+        warnings.append(f"{found.empty:.2%} of the patterns looked at are empty")
     if disc is None:
         return
     edge = min(min(at + 0.5, n - 0.5 - at) - disc.radius for at, n in zip(disc.centre, scan.shape[2:], strict=True))

@@ -6,6 +6,7 @@ pickle.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,8 @@ def open_scan(
         scan_shape = scan_shape or _beside(path)
     elif suffix == ".npy":
         try:
-            opened = Opened(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError) as error:
+            opened = Opened(np.lib.format.open_memmap(path, mode="r"))
+        except (OSError, ValueError, TypeError, OverflowError, TokenError) as error:  # whatever the header may be
             raise ScanError(f"{path} is no array of NumPy, or cut off ({error})") from error
     else:
         raise ScanError(
@@ -90,7 +91,10 @@ def _hdf5(path: Path, dataset: str | None) -> Opened:
         raise ScanError(f"{path} is no HDF5 file, or damaged ({error})") from error
     try:
         found = {name: item for name, item in _walk(file) if hasattr(item, "dtype")}
-        name = _choose(path, dataset, {k: tuple(v.shape) for k, v in found.items()})
+        # An array that links show under several names, as in NeXus, is still one.
+        once = {item: name for name, item in reversed(found.items())}
+        names = reversed(once.values()) if dataset is None else found
+        name = _choose(path, dataset, {name: tuple(found[name].shape) for name in names})
         stack = found[name]
         folder, _, leaf = name.rpartition("/")
         axes: list[Axis | None] = []
@@ -107,21 +111,27 @@ def _hdf5(path: Path, dataset: str | None) -> Opened:
         if f"{TRUTH}/potential" in found:
             truth = Truth(*(np.asarray(found[f"{TRUTH}/{part}"][...]) for part in ("potential", "x", "y")))
         return Opened(stack, axes, facts, truth, file)
-    except BaseException:
+    except BaseException as error:
         file.close()
+        # What HDF5 finds damaged on its way; its kind depends on what is.
+        if isinstance(error, OSError | RuntimeError | KeyError | ValueError) and not isinstance(error, ScanError):
+            raise ScanError(f"{path} is a damaged HDF5 file ({error}): copy it again") from error
         raise
 
 
-def _walk(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    """All groups and arrays below a group, by path; what cannot be opened is passed over."""
+def _walk(group: Any, before: str = "", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """All groups and arrays below a group, by path; what cannot be opened, or leads back up, is passed over."""
+    above = (*above, group)
     for name in group:
         try:
             item = group[name]
         except (KeyError, OSError, RuntimeError):  # a link that leads nowhere
             continue
+        if item in above or getattr(item, "shape", ()) is None or (hasattr(item, "dtype") != hasattr(item, "shape")):
+            continue  # a circle of links, an array without numbers, a type with a name
         yield f"{before}{name}", item
         if not hasattr(item, "dtype"):
-            yield from _walk(item, f"{before}{name}/")
+            yield from _walk(item, f"{before}{name}/", above)
 
 
 def _choose(path: Path, wanted: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -1,5 +1,6 @@
 """A trained network on a scan that it never saw: from a file to potential, deviation and atom columns."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ _OWN = 0.5
 # Beyond the range of training by more than this part of its upper end a condition is outside; a dose by more than this
 # part of a power of ten, which is a fifth of the noise. Our choice.
 _OUTSIDE, _DOSE = 0.05, 0.15
+# Steps beyond this many of the network's are refused: what is between positions would be made up. Our choice.
+_COARSEST = 2.0
 #: Scan positions that neighbouring tiles share at least. Our choice: a network's view reaches about as far.
 OVERLAP = 6
 
@@ -114,7 +117,11 @@ def outside(model: Reconstructor, c: Recorded, electrons: float) -> list[str]:
 
 
 def detector_bins(prepared: Prepared, sight: Sight) -> tuple[Bins, list[str]]:
-    """The network's bins over the detector of a scan, and what is doubtful about them."""
+    """The network's bins over the detector of a scan, and what is doubtful about them.
+
+    Raises:
+        ScanError: the detector does not even cover the bright-field disc, as it is said to lie.
+    """
     c, scan = prepared.recorded, prepared.scan
     detector = bins(
         (scan.shape[2], scan.shape[3]),
@@ -126,6 +133,12 @@ def detector_bins(prepared: Prepared, sight: Sight) -> tuple[Bins, list[str]]:
         transpose=c.transpose,
         dead=prepared.survey.dead,
     )
+    # The disc alone fills this part of the bins.
+    if detector.covered < 0.9 * math.pi / (2 * sight.reach) ** 2:
+        raise ScanError(
+            f"{scan.path}: the detector covers {detector.covered:.0%} of what the network sees, which is less than the "
+            "bright-field disc: are --centre and --detector-step right?"
+        )
     said = []
     if detector.covered < 1:
         said.append(
@@ -143,7 +156,8 @@ def interleaved(prepared: Prepared, sight: Sight) -> tuple[int, int]:
     complete = wavelength(c.energy) / (4 * c.convergence_angle)
     held = (sight.step / max(step, 0.8 * complete) + 1e-3 for step in c.scan_step)
     # Their potentials must lie on the same pixels.
-    many = [max(n for n in range(1, sight.refine + 1) if sight.refine % n == 0 and n <= most) for most in held]
+    divisors = [n for n in range(1, sight.refine + 1) if sight.refine % n == 0]
+    many = [max([n for n in divisors if n <= most], default=1) for most in held]
     return many[0], many[1]
 
 
@@ -169,9 +183,14 @@ def reconstruct(
             network's only positions that far apart, not those between as well.
         device: where the network computes.
     Raises:
-        ScanError: the scan is too small, or tiles do not fit.
+        ScanError: the scan is too small or too coarse, or tiles do not fit.
     """
     c, scan = prepared.recorded, prepared.scan
+    if max(c.scan_step) > _COARSEST * sight.step:
+        raise ScanError(
+            f"{scan.path}: the scan step of {max(c.scan_step):.3g} A is too coarse: the network sees positions "
+            f"{sight.step:g} A apart, and what is between recorded ones would be made up; is the scan step right?"
+        )
     detector, said = detector_bins(prepared, sight)
     complete = wavelength(c.energy) / (4 * c.convergence_angle)
     many = (1, 1) if quick else interleaved(prepared, sight)

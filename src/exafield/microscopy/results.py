@@ -46,8 +46,16 @@ def check_target(path: Path, scan: Path) -> None:
     require("zarr" if path.suffix == ".zarr" else "h5py", extra="microscopy")
     if not path.absolute().parent.is_dir():
         raise StoreError(f"--out {path}: there is no folder {path.parent}")
-    if path.exists() and (path.resolve() == scan.resolve() or not _ours(path)):
-        raise StoreError(f"--out {path}: this is there, and no result of ours: choose another name, or remove it")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise StoreError(f"--out {path}: nothing can be written in {path.absolute().parent}")
+    if path.exists():
+        others = [path] if path.resolve() == scan.resolve() or not _ours(path) else []
+    else:
+        others = [other for other in beside(path) if other.exists()]
+    if others:
+        raise StoreError(
+            f"--out {path}: {others[0]} is there, and no result of ours: choose another name, or remove it"
+        )
 
 
 def _ours(path: Path) -> bool:

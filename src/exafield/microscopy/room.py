@@ -12,6 +12,10 @@ from torch import Tensor
 LOSS = 0.2
 
 
+class LossWarning(UserWarning):
+    """Electrons that a simulation lost; says how many."""
+
+
 def free_memory(device: torch.device | str) -> int | None:
     """Memory that is free on a device [bytes]; None if the system does not tell."""
     if torch.device(device).type == "cuda":
@@ -53,5 +57,22 @@ def warn_of_loss(sums: Float[Tensor, "depth probe"]) -> None:
             f"up to {100 * worst:.0f} % of the incident electrons are scattered past the band limit and lost ("
             f"{100 * mean:.0f} % on average; more than {100 * LOSS:.0f} % at {100 * share:.0f} % of the positions): "
             "use a finer sampling, or smear the potential by the Debye-Waller factor of the atoms",
+            LossWarning,
             stacklevel=4,
+        )
+
+
+def warn_of_mean_loss(name: str, kept: float) -> None:
+    """The same of a whole scan.
+
+    Args:
+        name: of what was simulated.
+        kept: share of the incident electrons within the band limit, mean over all positions.
+    """
+    if kept < 1 - LOSS:
+        warnings.warn(
+            f"{name}: {100 * (1 - kept):.0f} % of the incident electrons are scattered past the band limit of the "
+            "simulation and lost: take a thinner specimen, or a larger B factor",
+            LossWarning,
+            stacklevel=3,
         )

@@ -134,6 +134,13 @@ class ScanFile:
             return (2, 3, 0, 1)
         return (0, 1, 2, 3)
 
+    def swapped(self) -> str:
+        """The file's axes, as `--axes` takes them, if those of scan and detector were mistaken for each other."""
+        names = [""] * 4
+        for at, name in zip(self._order, (*AXES[2:], *AXES[:2]), strict=True):
+            names[at] = name
+        return ",".join(names)
+
     def read(self, x: slice, y: slice) -> NDArray[Any]:
         """Patterns (x, y, kx, ky) of a range of positions, in the type of the file.
 

@@ -22,6 +22,7 @@ from exafield.microscopy.crystal import Crystal, embedded, from_cif
 from exafield.microscopy.electron import wavelength
 from exafield.microscopy.readers import TRUTH
 from exafield.microscopy.recipe import Recipe, simulate
+from exafield.microscopy.room import warn_of_mean_loss
 from exafield.microscopy.views import View
 from exafield.microscopy.window import interpolation
 from exafield.microscopy.zones import along
@@ -32,8 +33,12 @@ from exafield.suggestion import unknown
 ENDINGS = (".h5", ".hdf5", ".emd", ".zarr")
 # Pixel of the potential that is kept, and how far it reaches beyond the outermost probes [A].
 _PIXEL, _MARGIN = 0.125, 2.0
-# Largest convergence angle [rad]: twice that of any corrected microscope.
-_WIDEST = 0.1
+# Convergence angles [rad]: from nearly parallel to twice that of any corrected microscope. Thicknesses [A]: from a
+# layer of atoms to a micrometre, through which hardly an electron passes unscattered. Our choice.
+_ANGLES, _THICK = (1e-3, 0.1), (1.0, 1e4)
+# Edge of the simulated array in units of lambda / alpha, about the width of the probe, and at least [A]: our choice,
+# the latter that of training.
+_WIDTHS, _BOX = 8.0, 14.0
 # Numbers that the patterns of one cell may have: 1 GiB. Our choice.
 _LARGEST = 2**28
 
@@ -73,11 +78,18 @@ class Recording:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ScanError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value}")
-        if self.convergence_angle > _WIDEST or self.half_angle > 2 * _WIDEST:
+        low, high = _ANGLES
+        if not low <= self.convergence_angle <= high or self.half_angle > 2 * high:
             raise ScanError(
-                f"--convergence-angle must be up to {_WIDEST:g} rad, and --detector-angle up to {2 * _WIDEST:g}: 25 "
-                "mrad is 0.025"
+                f"--convergence-angle must be from {low:g} to {high:g} rad, and --detector-angle up to {2 * high:g}: "
+                "25 mrad is 0.025"
             )
+        if not _THICK[0] <= self.thickness <= _THICK[1]:
+            raise ScanError(
+                f"--thickness is in A, from {_THICK[0]:g} to {_THICK[1]:g}: 4 nm are 40, got {self.thickness:g}"
+            )
+        if not 0 <= self.b_factor < float("inf"):
+            raise ScanError(f"--b-factor must be 0 A^2 or more, and finite, got {self.b_factor}")
         if not 1e4 <= self.energy <= 3e6:
             raise ScanError(f"--energy is in eV, from 1e4 to 3e6: 200 keV is 200000, got {self.energy:g}")
         if self.dose is not None and self.dose > 1e9:
@@ -98,7 +110,7 @@ class Recording:
             slice_thickness=min(2.0, self.thickness),
             # Two thirds of the highest frequency pass the simulation: the detector must not reach beyond.
             sampling=min(_PIXEL, wavelength(self.energy) / (3.1 * max(self.half_angle, self.convergence_angle))),
-            box=14.0,
+            box=max(_BOX, _WIDTHS * wavelength(self.energy) / self.convergence_angle),
             detector_pixels=self.detector_pixels,
             detector_reach=self.half_angle / self.convergence_angle,
             parametrisation="kirkland",
@@ -132,13 +144,28 @@ def zone_indices(text: str) -> tuple[int, int, int]:
         parts = re.findall(r"-?\d", parts[0]) if re.fullmatch(r"(-?\d){3}", parts[0]) else []
     try:
         u, v, w = (int(part) for part in parts)
+        if (u, v, w) == (0, 0, 0):
+            raise ValueError
     except ValueError as error:
-        raise ScanError(f"--zone {text}: it must be three whole numbers, such as 110, 1-12 or 1,-1,12") from error
+        raise ScanError(
+            f"--zone {text}: it must be three whole numbers, not all 0, such as 110, 1-12 or 1,-1,12"
+        ) from error
     return u, v, w
 
 
-def record(path: Path, crystal: Crystal, zone: tuple[int, int, int], recording: Recording) -> View:
+def record(
+    path: Path,
+    crystal: Crystal,
+    zone: tuple[int, int, int],
+    recording: Recording,
+    *,
+    max_edge: float = 30.0,
+    max_strain: float = 0.01,
+) -> View:
     """Simulates a scan and writes it: it is there when it is complete.
+
+    Args:
+        max_edge, max_strain: of the orthogonal cell, see :func:`exafield.microscopy.zones.along`.
 
     Returns:
         what was looked at.
@@ -151,7 +178,7 @@ def record(path: Path, crystal: Crystal, zone: tuple[int, int, int], recording: 
         raise StoreError(f"--out {path}: choose a name that ends in {', '.join(ENDINGS)}")
     if path.exists():
         raise StoreError(f"--out {path}: this is there already: choose another name, or remove it")
-    view = along(crystal, zone)
+    view = along(crystal, zone, max_edge=max_edge, max_strain=max_strain)
     finest = wavelength(recording.energy) / (4 * recording.convergence_angle)
     if view.cell[0] * view.cell[1] / finest**2 * recording.detector_pixels**2 > _LARGEST:
         raise ScanError(
@@ -159,6 +186,7 @@ def record(path: Path, crystal: Crystal, zone: tuple[int, int, int], recording: 
             f"{recording.detector_pixels} detector pixels along a side: take fewer (--detector-pixels), or another zone"
         )
     arrays, about = simulate((view, recording.recipe()))
+    warn_of_mean_loss(view.name, about["intensity_within_band_limit"])
     patterns = torch.from_numpy(arrays["patterns"][0])
     edges = (about["edges_angstrom"][0], about["edges_angstrom"][1])
     thickness = float(about["thickness_angstrom"][0])

@@ -1,6 +1,5 @@
 """Calibrate: this machine, or a cluster under its launcher, as a machine file."""
 
-import os
 import platform
 import statistics
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from exafield.hardware import Device, Files, Host, Jitter
+from exafield.launch import cores
 from exafield.machine import Machine
 from exafield.peak import matrix_peak
 from exafield.precision import DTYPES
@@ -22,6 +22,8 @@ from exafield.world import World
 
 # A piece that takes so many times as long as usual beside the other ranks' was held up: our choice.
 _PAUSE = 1.5
+# Where there is a core for each rank, on a quiet machine each gets at least so much of it: our choice.
+_QUIET = 0.9
 
 
 def calibrated(out: Path, say: Callable[[str], None] = print) -> None:
@@ -41,6 +43,14 @@ def calibrate(world: World, say: Callable[[str], None] = lambda text: None) -> M
     Args:
         say: is told what is measured.
     """
+    world.barrier()
+    had = min(world.all_gather_objects(probe.undisturbed() if world.local_rank < cores() else 1.0))
+    busy = had < _QUIET
+    if busy:
+        say(
+            f"beware: other programs are running, a rank has {100 * had:.0f} % of its core: what is measured now is "
+            "too slow and varies too much; calibrate again when nothing else runs"
+        )
     say("measuring: computing")
     device, host, jitter = computing(world)
     say("measuring: disks")
@@ -50,7 +60,8 @@ def calibrate(world: World, say: Callable[[str], None] = lambda text: None) -> M
     nodes, per_node = len(world.nodes), max(map(len, world.nodes))
     machine = Machine(
         name=platform.node() or "here",
-        about=f"{processor()}: {nodes} x {per_node} ranks on {device_name(world)}",
+        about=f"{processor()}: {nodes} x {per_node} ranks on {device_name(world)}"
+        + (" (while other programs ran)" if busy else ""),
         nodes=nodes,
         ranks_per_node=per_node,
         inside=measured.inside,
@@ -114,9 +125,8 @@ def computing(world: World) -> tuple[Device, Host, Jitter]:
         count: max(1.0, statistics.median(m / one for m, one in zip(own, means[1], strict=True)))
         for count, own in means.items()
     }
-    cores = len(os.sched_getaffinity(0))
     kind = "gpu" if device.type == "cuda" else "cpu"
-    return Device(kind, flops, share, memory), Host(cores, 0.0, hook, copy, crowding), _jitter(times[per_node])
+    return Device(kind, flops, share, memory), Host(cores(), 0.0, hook, copy, crowding), _jitter(times[per_node])
 
 
 def _jitter(times: Sequence[Sequence[float]]) -> Jitter:

@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from errno import EISDIR
+from os import strerror
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from exafield.launch import cores, spawn
@@ -61,6 +65,7 @@ def _calibrate(arguments: Calibrate, size: int) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
     elif not out.absolute().parent.is_dir():
         raise RunError(f"--out {out}: there is no folder {out.parent}")
+    _writable(out)
     ranks = min(8, max(2, cores())) if arguments.ranks is None else arguments.ranks
     if ranks < 2:
         raise RunError(f"--ranks {ranks}: messages are measured, so at least two processes are needed")
@@ -71,6 +76,17 @@ def _calibrate(arguments: Calibrate, size: int) -> int:
         return 0
     spawn(["scale", "calibrate", "--out", str(out.absolute())], ranks)
     return 0
+
+
+def _writable(out: Path) -> None:
+    """Measuring takes half a minute, so it is tried first whether a file can be written."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(EISDIR, strerror(EISDIR))
+        with TemporaryFile(dir=out.absolute().parent):
+            pass
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def _machines(arguments: Machines) -> int:
@@ -86,7 +102,8 @@ def _machines(arguments: Machines) -> int:
 
 
 def _listed(name: str, machine: Any) -> str:
-    return f"{name:16s} {machine.nodes:,} nodes of {counted(machine.ranks_per_node, 'rank')}\n{'':16s} {machine.about}"
+    nodes = "1 node" if machine.nodes == 1 else f"{machine.nodes:,} nodes"
+    return f"{name:16s} {nodes} of {counted(machine.ranks_per_node, 'rank')}\n{'':16s} {machine.about}"
 
 
 def _show(arguments: Show) -> int:
@@ -112,7 +129,7 @@ def _graph(arguments: Graph) -> int:
     from exafield.scaling.transfer import transferred
     from exafield.scaling.workload import training_step, write
 
-    subject = find(arguments.subject, print)
+    subject = find(arguments.subject, print, _noise(arguments.noise))
     step = subject.step
     if not step.measured:
         step = transferred(subject, Machine.load(arguments.machine), None, None).step
@@ -127,6 +144,12 @@ def _graph(arguments: Graph) -> int:
     print(f"a group of gradients has {made.output_bytes} bytes on average: -output {made.output_bytes}, or less")
     print(f"exafield taskbench run --engine threads --graph {arguments.out} -kernel load_given -iter 1000")
     return 0
+
+
+def _noise(value: float) -> float:
+    if not value > 0:
+        raise RunError(f"--noise {value}: must be above 0; 0.25 accepts times that vary by 25 %")
+    return value
 
 
 def _scale(arguments: Scale) -> int:
@@ -148,12 +171,12 @@ def _scale(arguments: Scale) -> int:
     machine = Machine.load(arguments.machine)
     nodes = parse_nodes(arguments.nodes or f"1..{machine.nodes}")
     machine.nodes_for(nodes[-1] * machine.ranks_per_node)
-    subject = find(arguments.subject, print, arguments.noise)
+    subject = find(arguments.subject, print, _noise(arguments.noise))
     first = reduction(arguments.reducer or "", subject.reduction)
     first = replace(first, lag=1) if arguments.lag else first
     settings = [first, *(reduction(text, first) for text in several(arguments.compare or ""))]
     made = {named(one): one for one in settings}
-    moved = transferred(subject, machine, arguments.precision, arguments.batch)
+    moved = transferred(subject, machine, arguments.precision, arguments.batch, arguments.data)
     print("\n".join(moved.said))
     folder(arguments.out)
     result = study(

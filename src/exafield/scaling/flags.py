@@ -98,6 +98,7 @@ class Graph:
         ranks: of the training; each has two columns, one that computes and one that reduces.
         steps: of the training.
         reducer: of which the grouping counts; default: that of the run.
+        noise: as for exafield scale.
         out: the file.
     """
 
@@ -106,6 +107,7 @@ class Graph:
     ranks: int = 4
     steps: int = 1
     reducer: str | None = None
+    noise: float = 0.25
     out: Path = Path("step.txt")
 
 
@@ -118,7 +120,7 @@ def reduction(text: str, usual: Reduction) -> Reduction:
     The names of controls, groupings and collectives differ, so that each part is known by its name.
 
     Raises:
-        RunError: a part names none of them, or two are of a kind.
+        RunError: a part names none of them, two are of a kind, or a parameter cannot be.
     """
     given: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in text.split("/"))):
@@ -129,6 +131,10 @@ def reduction(text: str, usual: Reduction) -> Reduction:
         if kind in given:
             raise RunError(f"reducer {text}: {given[kind]} and {part} are both a {kind}: give one")
         given[kind] = part
+        try:
+            _PARTS[kind].build(part)
+        except ValueError as error:
+            raise RunError(f"reducer {text}: {error}") from error
     return replace(usual, **given)  # type: ignore[arg-type]
 
 

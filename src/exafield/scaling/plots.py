@@ -12,7 +12,11 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#8a8f94"
 _PARTS: Mapping[str, str] = dict(
-    zip(CAUSES, ("#d9dcdf", "#8a8f94", "#F0E442", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"), strict=True)
+    zip(
+        CAUSES,
+        ("#d9dcdf", "#c9a27c", "#8a8f94", "#F0E442", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"),
+        strict=True,
+    )
 )
 
 
@@ -34,7 +38,7 @@ def scaling(path: Path, made: Study) -> None:
     first = made.curves[0].points[0]
     ranks = [point.ranks for point in made.curves[0].points]
     ideal = [first.flops / first.efficiency * n / first.ranks for n in ranks]
-    right.plot(ranks, ideal, color=_GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="no loss", zorder=1)
+    (without,) = right.plot(ranks, ideal, color=_GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="no loss", zorder=1)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("ranks")
@@ -47,6 +51,7 @@ def scaling(path: Path, made: Study) -> None:
     right.set_yscale("log")
     right.set_ylabel("sustained [FLOP/s]")
     left.legend(fontsize=7, loc="lower left")
+    right.legend(handles=[without], fontsize=7, loc="upper left")
     figure.suptitle(f"{made.step.name} on {made.machine.name}, modelled", fontsize=10)
     figure.savefig(path)
 
@@ -57,6 +62,7 @@ def losses(path: Path, made: Study) -> None:
     curve = made.curves[0]
     _stacked(left, curve)
     _fall(right, curve.last)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(_PARTS), fontsize=7)
     figure.suptitle(f"{made.step.name} on {made.machine.name}, {curve.name}, modelled", fontsize=10)
     figure.savefig(path)
 
@@ -64,16 +70,15 @@ def losses(path: Path, made: Study) -> None:
 def _stacked(axes: Any, curve: Curve) -> None:
     """Shares of a step's time, one bar for each number of ranks."""
     below = [0.0] * len(curve.points)
-    for name, colour in _PARTS.items():
-        shares = [100 * p.loss.get(name, 0.0) / p.seconds for p in curve.points]
-        axes.bar(range(len(shares)), shares, bottom=below, color=colour, width=0.85, label=name)
+    for name in (name for name in _PARTS if name in curve.last.loss):
+        shares = [100 * p.loss[name] / p.seconds for p in curve.points]
+        axes.bar(range(len(shares)), shares, bottom=below, color=_PARTS[name], width=0.85, label=name)
         below = [a + b for a, b in zip(below, shares, strict=True)]
     axes.set_xticks(range(len(below)), [f"{p.ranks:,}" for p in curve.points], rotation=60, fontsize=7)
     lowest = min(100 * p.loss["compute"] / p.seconds for p in curve.points)
     axes.set_ylim(max(0.0, 10 * (lowest // 10 - 1)), 100)
     axes.set_xlabel("ranks")
     axes.set_ylabel("share of a step [%]")
-    axes.legend(fontsize=7, loc="lower left", framealpha=0.9)
 
 
 def _fall(axes: Any, point: Point) -> None:

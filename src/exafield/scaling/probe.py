@@ -84,6 +84,14 @@ def _agreed(value: float, world: World | None) -> float:
     return float(word)
 
 
+def undisturbed(seconds: float = 1.0) -> float:
+    """Share of the time [0 to 1] for which a thread has a core that always wants one."""
+    began, spent = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - began < seconds:
+        pass
+    return (time.thread_time() - spent) / (time.perf_counter() - began)
+
+
 # ---- messages ----
 
 

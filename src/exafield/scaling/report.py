@@ -36,7 +36,7 @@ def lines(made: Study, target: Target, advised: Advised | None) -> list[str]:
         said += ["", f"compared on {first.last.ranks:,} ranks", *_compared(made)]
     said += ["", f"where the time of a step goes on {first.last.ranks:,} ranks", *_losses(first.last)]
     if advised is not None:
-        said += ["", f"advice for {advised.ranks:,} ranks", *_advice(advised)]
+        said += ["", f"advice for {advised.ranks:,} ranks, in flags of exafield train", *_advice(advised)]
     return said
 
 

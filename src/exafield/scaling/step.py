@@ -101,6 +101,8 @@ class Step:
                     f"{self.name}: {info.name} is no layer: ready must lie in 0..1 (got {info.ready}), nbytes be above "
                     f"0 (got {info.nbytes}) and flops be at least 0 (got {layer.flops})"
                 )
+        if sum(layer.flops for layer in self.layers) > self.flops * (1 + 1e-9):
+            raise StepError(f"{self.name}: flops must be at least those of all layers together, got {self.flops!r}")
 
     # ---- making one ----
 
@@ -282,6 +284,11 @@ class Step:
         for row in document["layers"]:
             values = dict(zip(document["columns"], row, strict=True))
             flops = float(values.pop("flops"))
+            for key, kind in (("name", str), ("scope", str | None), ("nbytes", int), ("kind", str)):
+                if not isinstance(values[key], kind) or isinstance(values[key], bool):
+                    raise StepError(f"layer {values['name']!r}: {key} cannot be {values[key]!r}")
             layers.append(Layer(TensorInfo(**values), flops))
         about = {key: value for key, value in document.items() if key in known}
+        if not (isinstance(about["name"], str) and isinstance(about["measured"], bool)):
+            raise StepError(f"name must be text and measured true or false: {about['name']!r}, {about['measured']!r}")
         return cls(**{**about, "layers": tuple(layers)})

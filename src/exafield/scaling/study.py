@@ -14,6 +14,8 @@ from exafield.scaling.step import Step
 Data = Literal["local", "shared"]
 # The target where none is given [samples]: our choice, to have something that runs can be compared by.
 SAMPLES = 1_000_000
+# Steps that are simulated: the more the fewer ranks there are, since the mean over few draws varies most. Our choice.
+_FEWEST, _MOST, _DRAWS = 12, 100, 1_200
 
 
 class StudyError(ValueError):
@@ -192,14 +194,20 @@ def study(
             batch = whole if strong else step.samples * ranks
             # The busiest rank has the sample more that does not divide.
             mine = step.batch(-(-batch // ranks)) if strong else step
-            outcome = simulate(mine, reducer, machine, ranks, seed=seed, data=data)
-            points.append(_point(count, ranks, batch, outcome, alone, step.flops))
+            steps = max(_FEWEST, min(_MOST, _DRAWS // ranks))
+            outcome = simulate(mine, reducer, machine, ranks, steps=steps, seed=seed, data=data)
+            points.append(_point(count, ranks, batch, outcome, alone, step.flops, strong))
         curves.append(Curve(name, reducer, tuple(points)))
     return Study(step, machine, strong, data, tuple(curves), tuple(n for n in nodes if n not in possible))
 
 
-def _point(nodes: int, ranks: int, batch: int, outcome: Outcome, alone: float, operations: float) -> Point:
-    rate = batch / outcome.seconds
+def _point(
+    nodes: int, ranks: int, batch: int, outcome: Outcome, alone: float, operations: float, strong: bool
+) -> Point:
+    rate, loss = batch / outcome.seconds, dict(outcome.breakdown)
+    if strong:  # a rank's share of what one alone would do; what it does beyond that is lost, too
+        loss["compute"] = batch / (ranks * alone)
+        loss["undivided"] = outcome.breakdown["compute"] - loss["compute"]
     return Point(
         nodes,
         ranks,
@@ -207,7 +215,7 @@ def _point(nodes: int, ranks: int, batch: int, outcome: Outcome, alone: float, o
         outcome.seconds,
         rate / (ranks * alone),
         rate * operations,
-        outcome.breakdown,
+        loss,
         outcome.groups,
         outcome.messages,
     )

@@ -1,11 +1,12 @@
 """Transfer: a step carried over from where it was measured to the machine it is asked about, and what that assumes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exafield.hardware import Device, MachineError
 from exafield.machine import Machine
 from exafield.page.quantity import duration, rate
 from exafield.scaling.step import Step
+from exafield.scaling.study import Data
 from exafield.scaling.subject import Subject
 from exafield.suggestion import counted
 
@@ -26,12 +27,15 @@ class Transferred:
     said: tuple[str, ...]
 
 
-def transferred(subject: Subject, machine: Machine, precision: str | None, batch: int | None) -> Transferred:
+def transferred(
+    subject: Subject, machine: Machine, precision: str | None, batch: int | None, data: Data = "local"
+) -> Transferred:
     """Carries a step over.
 
     Args:
         precision: of computing there. None: that of the step.
         batch: samples per rank and step. None: that of the step.
+        data: where samples are read from there; only to be said.
     Raises:
         StepError: the device has no rate for this precision.
     """
@@ -52,13 +56,14 @@ def transferred(subject: Subject, machine: Machine, precision: str | None, batch
         step = step.batch(batch)
     if step.measured and here is not None and machine == here and there == step.precision:
         said.append("rates       this machine's: times are taken as they were measured")
+        said += _reading(step, machine, data)
         return Transferred(step, tuple(said))
     moved = step.on(machine.device, there, source=_source(step))
-    said += _rates(step, moved, machine, there)
+    said += [*_rates(step, moved, machine, there), *_reading(moved, machine, data)]
     if moved.other > 0.2 * moved.seconds:
         said.append(
             f"beware      {duration(moved.other)} of {duration(moved.seconds)} a step are neither forward, backward "
-            "nor optimiser, and are taken to be as long there as here: measure on a machine that does nothing else"
+            "nor optimiser, and are taken to be as long there as here: a larger batch or network rests less on that"
         )
     if machine.device.kind == "gpu" and moved.forward + moved.backward < _KERNEL * 2 * len(moved.layers):
         said.append(
@@ -86,7 +91,7 @@ def _here() -> Machine | None:
 
 def _about(step: Step) -> str:
     text = (
-        f"{counted(len(step.layers), 'gradient')}, {step.nbytes / 1e6:.3g} MB, {counted(step.samples, 'sample')} a step"
+        f"{counted(len(step.layers), 'gradient')}, {rate(step.nbytes, 'B')}, {counted(step.samples, 'sample')} a step"
     )
     if step.flops:
         text += f", {rate(step.flops, 'FLOP')} each"
@@ -96,11 +101,21 @@ def _about(step: Step) -> str:
 
 
 def _uncrowded(step: Step, here: Machine, ranks: int) -> tuple[Step, float]:
-    """The step of a rank that has this machine for itself."""
-    from dataclasses import replace
-
+    """The step of a rank that has this machine for itself: all its processor did there took longer."""
     crowd = max(1.0, here.host.crowd(ranks) / here.host.crowd(1))
-    return replace(step, forward=step.forward / crowd, backward=step.backward / crowd), crowd
+    alone = {name: getattr(step, name) / crowd for name in ("forward", "backward", "optimiser", "other")}
+    return replace(step, **alone), crowd
+
+
+def _reading(step: Step, machine: Machine, data: Data) -> list[str]:
+    """What was assumed of the samples."""
+    if not step.read:
+        return []
+    local = data == "local" and machine.files.local > 0
+    key = "files.local" if local else "files.shared"
+    figure, where = machine.figures[key], "storage of its own" if local else "the file system that all share"
+    said = f"data        {rate(step.read, 'B')} a sample, as in memory, that a node reads from {where} at "
+    return [said + f"{rate(figure.value, 'B/s')} ({key}, {figure.source}: {figure.reference or 'no reference'})"]
 
 
 def _times(ratio: float) -> str:

@@ -8,9 +8,11 @@ is that of `CAUSES`, from the end.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What a simulated step consists of, in the order in which it is told: name and meaning.
+# What a step consists of, in the order in which it is told: name and meaning. Only strong scaling has something that is
+# undivided.
 CAUSES: Mapping[str, str] = {
-    "compute": "forward, backward and optimiser of a rank that waits for nobody",
+    "compute": "what a rank does that waits for nobody: forward, backward, optimiser and what else a step takes",
+    "undivided": "what a rank does that does not shrink with its share of the samples, such as the optimiser",
     "crowding": "ranks of a node that get in each other's way",
     "data": "samples that are not there yet",
     "stragglers": "waiting for the slowest rank, if messages were free",
