@@ -31,7 +31,7 @@ class Work:
     @property
     def names(self) -> str:
         """The authors, for reading."""
-        *first, last = (author.strip("{}") for author in self.authors)
+        *first, last = (author.translate({ord(brace): None for brace in "{}"}) for author in self.authors)
         return f"{', '.join(first)} and {last}" if first else last
 
     @property
