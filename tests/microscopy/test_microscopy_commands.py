@@ -121,6 +121,16 @@ def test_a_small_angle_takes_a_large_array(tmp_path: Path) -> None:
     assert 0.9 * pattern.sum() < pattern[37:43, 37:43].sum() < 1
 
 
+def test_data_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for words, code, said in (
+        (("--thickness", "1"), USAGE, r"problem\.data: thickness, 1\.0 A, must be at least one slice of 2\.0 A"),
+        (("--store", f"{tmp_path}/file/a.zarr"), FAILED, r"cannot write .*a\.zarr\.lock: .*; choose another place"),
+    ):
+        assert main(["generate", "microscopy", *words]) == code
+        assert re.search(said, capsys.readouterr().err), words
+
+
 def test_zones_are_written_in_more_than_one_way() -> None:
     assert zone_indices("110") == (1, 1, 0)
     assert zone_indices("1-12") == (1, -1, 2)
