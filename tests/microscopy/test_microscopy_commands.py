@@ -11,11 +11,13 @@ h5py, zarr = pytest.importorskip("h5py"), pytest.importorskip("zarr")
 
 from exafield.cli import FAILED, USAGE, main  # noqa: E402
 from exafield.microscopy.crystal import CrystalError  # noqa: E402
+from exafield.microscopy.electron import wavelength  # noqa: E402
 from exafield.microscopy.generate import CrystalWarning, Generation, crystals, keys  # noqa: E402
 from exafield.microscopy.readers import open_scan  # noqa: E402
 from exafield.microscopy.room import LossWarning  # noqa: E402
 from exafield.microscopy.scans import load, split  # noqa: E402
 from exafield.microscopy.simulated import Recording, named_crystal, record, zone_indices  # noqa: E402
+from exafield.microscopy.views import views  # noqa: E402
 from small import write_cifs  # noqa: E402
 
 QUICK = ("--detector-pixels", "16", "--thickness", "8")
@@ -121,9 +123,29 @@ def test_a_small_angle_takes_a_large_array(tmp_path: Path) -> None:
     assert 0.9 * pattern.sum() < pattern[37:43, 37:43].sum() < 1
 
 
+def test_the_grid_is_as_fine_as_the_detector_is_wide() -> None:
+    crystal = named_crystal("W")
+    (view,) = [v for v in views(crystal) if v.zone == "001"]
+    assert Generation(energy=300e3, convergence_angle=0.030).recipe(view, 0).sampling == 0.125
+    recipe = Generation(convergence_angle=0.060).recipe(view, 0)
+    assert recipe.microscope(recipe.slices(view)).cutoff > 1.6 * 0.060 / wavelength(200e3)
+
+
+def test_built_in_crystals_do_not_hide_what_is_said_of_others(tmp_path: Path) -> None:
+    (tmp_path / "skew.cif").write_text(_SKEW)
+    with pytest.warns(CrystalWarning) as caught:
+        keys(Generation(crystals=f"embedded,{tmp_path / 'skew.cif'}"))
+    assert [str(entry.message).split(":")[1] for entry in caught] == [" skew"]
+
+
 def test_data_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     for words, code, said in (
+        (
+            ("--convergence-angle", "0.001"),
+            USAGE,
+            r"the probe is as wide as the array .* at least 0\.0036 rad",
+        ),
         (("--thickness", "1"), USAGE, r"problem\.data: thickness, 1\.0 A, must be at least one slice of 2\.0 A"),
         (("--store", f"{tmp_path}/file/a.zarr"), FAILED, r"cannot write .*a\.zarr\.lock: .*; choose another place"),
     ):

@@ -106,6 +106,7 @@ def test_larger_scans_need_scan_positions_as_space() -> None:
     ("make", "says"),
     [
         (lambda: Attentive(channels=10, heads=4), "multiple of heads"),
+        (lambda: Dense(growth=0), "dense: growth must be 1 or more, got 0"),
         (lambda: Published(skips="some"), "plain, pixels or probes"),
         (lambda: Published(skips="plain", pixels=8), "as many if skips are plain"),
         (lambda: Published(probes=9), "must be even"),

@@ -57,10 +57,13 @@ def newest(folder: Path, wanted: Sequence[str], step: int | None = None) -> int:
             try:
                 checkpoints.read(last, wanted)
             except CheckpointError as error:
+                if last == steps[0]:
+                    none = f"no checkpoint in {folder / 'checkpoints'} is whole: train again, or restore a backup"
+                    raise CheckpointError(f"{error}; {none}") from error
                 warnings.warn(f"{error}: taking the one before", stacklevel=2)
             else:
                 return last
-    raise CheckpointError(f"no checkpoint in {folder / 'checkpoints'} is whole: train again, or restore a backup")
+    raise AssertionError("the first checkpoint is whole, or has raised")
 
 
 def digest(folder: Path, step: int) -> str:

@@ -17,6 +17,7 @@ from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
 from exafield.microscopy import views
 from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
+from exafield.microscopy.electron import wavelength
 from exafield.microscopy.recipe import DTYPES, Precision, Recipe, simulate
 from exafield.microscopy.scattering import Parametrisation
 from exafield.microscopy.views import View
@@ -99,6 +100,14 @@ class Generation:
             raise ValueError(
                 f"generation: thickness, {self.thickness} A, must be at least one slice of {self.slice_thickness} A"
             )
+        # The array is a whole number of cells, and may be smaller by half a cell than asked for.
+        needed = wavelength(self.energy) / self.convergence_angle
+        if needed > 0.5 * self.box:
+            raise ValueError(
+                f"generation: convergence_angle, {self.convergence_angle:g} rad, is too small for {self.energy:g} eV: "
+                f"the probe is as wide as the array of box = {self.box:g} A; at least "
+                f"{2 * wavelength(self.energy) / self.box:.2g} rad are needed, or a larger box"
+            )
         if self.precision not in DTYPES:
             raise ValueError(f"generation: precision must be one of {', '.join(DTYPES)}, got {self.precision!r}")
 
@@ -115,13 +124,15 @@ class Generation:
         energy, angle, b_factor = random.uniform(np.log(e0), np.log(e1)), random.uniform(a0, a1), random.uniform(b0, b1)
         parts = np.linspace(t0, t1, self.thicknesses + 1)
         drawn = random.uniform(parts[:-1], parts[1:])
+        drawn_energy = float(np.exp(energy)) if e1 > e0 else e0
         return Recipe(
-            energy=float(np.exp(energy)) if e1 > e0 else e0,
+            energy=drawn_energy,
             convergence_angle=float(angle),
             thicknesses=tuple(map(float, drawn)),
             b_factor=float(b_factor),
             slice_thickness=self.slice_thickness,
-            sampling=self.sampling,
+            # Two thirds of the highest frequency pass the simulation: the detector must not reach beyond.
+            sampling=min(self.sampling, wavelength(drawn_energy) / (3.1 * self.detector_reach * float(angle))),
             box=self.box,
             detector_pixels=self.detector_pixels,
             detector_reach=self.detector_reach,
@@ -178,7 +189,7 @@ def samples(generation: Generation) -> Iterator[tuple[str, View, int]]:
     """Key, view and variant of all samples there are to be, one at a time."""
     for crystal in crystals(generation.crystals):
         seen = views.views(crystal, generation.largest_edge)
-        if not seen and generation.crystals != "embedded":
+        if not seen and crystal not in embedded():  # of those it is known, and it would hide what is said of others
             warnings.warn(f"left out: {_unseen(crystal, generation)}", CrystalWarning, stacklevel=2)
         for view in seen:
             for variant in range(generation.variants):

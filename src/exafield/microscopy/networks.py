@@ -34,6 +34,13 @@ class Network(Protocol):
         ...
 
 
+def _check_sizes(network: str, **sizes: int) -> None:
+    """Raises ValueError for sizes below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{network}: {name} must be 1 or more, got {size}")
+
+
 def _as_image(scan: Float[Tensor, "batch x y kx ky"]) -> Float[Tensor, "batch k x y"]:
     """Scan positions as image, detector pixels as channels."""
     return scan.flatten(3).permute(0, 3, 1, 2).contiguous()
@@ -54,6 +61,7 @@ class Dense(nn.Module):
         self, growth: int = 16, first: int = 48, layers: int = 3, *, pixels: int = 16, probes: int = 16
     ) -> None:
         super().__init__()
+        _check_sizes("dense", growth=growth, first=first, layers=layers)
         self.net = DenseNet(
             pixels**2, first, None, growth, down=[layers], bottleneck=layers + 1, up=[layers], conditions=_TOLD
         )
@@ -84,6 +92,7 @@ class Attentive(nn.Module):
         self, channels: int = 96, depth: int = 4, heads: int = 4, *, pixels: int = 16, probes: int = 16
     ) -> None:
         super().__init__()
+        _check_sizes("attentive", channels=channels, depth=depth, heads=heads)
         if channels % heads:
             raise ValueError(f"attentive: channels must be a multiple of heads, got {channels} and {heads}")
         self.channels, self.depth, self.heads, self.width = channels, depth, heads, channels
@@ -179,6 +188,7 @@ class Published(nn.Module):
         probes: int = 16,
     ) -> None:
         super().__init__()
+        _check_sizes("published", growth=growth, first=first, layers=layers)
         if skips not in ("plain", "pixels", "probes"):
             raise ValueError(f"published: skips must be plain, pixels or probes, got {skips!r}")
         if pixels % 2 or probes % 2 or (skips == "plain" and pixels != probes):
