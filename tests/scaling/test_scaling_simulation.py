@@ -316,7 +316,7 @@ def test_a_whole_study_is_quick_in_events_that_are_carried_out() -> None:
 
 
 def test_more_ranks_than_there_are() -> None:
-    with pytest.raises(MachineError, match="27648 ranks"):
+    with pytest.raises(MachineError, match="27,648 ranks"):
         simulate(step(), reducer(), Machine.load("summit"), 30_000)
 
 
