@@ -234,6 +234,10 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot([], [], color="0.3", marker=marker, linestyle="none", label=name)
     middle = statistics.median(abs(row["error"]) for row in rows)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    ticks = [t for power in (1, 10, 100, 1000) for t in (power, 2 * power, 5 * power) if ends[0] <= t <= ends[1]]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{t:,}" for t in ticks])
+        axis.set_ticks([], minor=True)
     axes.set_title(f"median error {100 * middle:.0f} %; grey: within 10 %; lines: least to greatest", fontsize=9)
     axes.set_xlabel("measured [ms per step]")
     axes.set_ylabel("predicted [ms per step]")
