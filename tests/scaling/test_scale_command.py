@@ -129,6 +129,18 @@ def test_a_run_is_found_by_its_problem(capsys: pytest.CaptureFixture[str]) -> No
     assert made["step"]["seconds"] == pytest.approx(8e9 / 5e12 + 0.002, rel=0.6)
 
 
+def test_samples_in_memory_are_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """The presets' sets of crystals are; asked to read them, each step of a node with a slow disk waits for it."""
+    make_run(Path("runs/microscopy-a"))
+    machine(4, 2).with_({"files.local": 1e6}).save("slow.yaml")
+    run("scale microscopy --machine slow.yaml --nodes 1")
+    assert "in memory: nothing is read" in capsys.readouterr().out
+    run("scale microscopy --machine slow.yaml --nodes 1 --data local")
+    said = capsys.readouterr().out
+    assert "in memory: nothing is read" not in said
+    assert "most is lost to data" in said
+
+
 def test_times_of_this_machine_are_left_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine(1, 4, device__kind="cpu").save(tmp_path / "cache" / "machine.yaml")
     make_run(Path("one"))

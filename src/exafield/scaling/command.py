@@ -31,6 +31,9 @@ exafield scale SUBJECT --help says more.
 
 _Parsed = Callable[..., Any]
 
+# Problems whose sets are kept in memory, and samples made of them while training.
+_IN_MEMORY = ("microscopy", "subsurface")
+
 
 def main(argv: Sequence[str], parsed: _Parsed, size: int) -> int:
     """Carries out the command, given without `exafield scale`; returns the exit code.
@@ -172,11 +175,15 @@ def _scale(arguments: Scale) -> int:
     nodes = parse_nodes(arguments.nodes or f"1..{machine.nodes}")
     machine.nodes_for(nodes[-1] * machine.ranks_per_node)
     subject = find(arguments.subject, print, _noise(arguments.noise))
+    data = arguments.data or ("memory" if subject.step.name in _IN_MEMORY else "local")
+    if data == "memory":
+        subject, data = replace(subject, step=replace(subject.step, read=0.0)), "local"
+        print("data        in memory: nothing is read while it trains (--data local or shared: all in every epoch)")
     first = reduction(arguments.reducer or "", subject.reduction)
     first = replace(first, lag=1) if arguments.lag else first
     settings = [first, *(reduction(text, first) for text in several(arguments.compare or ""))]
     made = {named(one): one for one in settings}
-    moved = transferred(subject, machine, arguments.precision, arguments.batch, arguments.data)
+    moved = transferred(subject, machine, arguments.precision, arguments.batch, data)
     print("\n".join(moved.said))
     folder(arguments.out)
     result = study(
@@ -185,13 +192,13 @@ def _scale(arguments: Scale) -> int:
         nodes,
         {name: reducer(one) for name, one in made.items()},
         strong=arguments.strong,
-        data=arguments.data,
+        data=data,
     )
     from exafield.scaling.advice import advise
 
     largest = result.curves[0].last
     step = moved.step.batch(-(-largest.batch // largest.ranks))
-    advised = advise(step, machine, largest.ranks, reducer(first), data=arguments.data)
+    advised = advise(step, machine, largest.ranks, reducer(first), data=data)
     print("\n".join(lines(result, target, advised)))
     for path in write(arguments.out, result, document(subject, moved, result, target, advised)):
         print(path)

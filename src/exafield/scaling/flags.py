@@ -30,7 +30,8 @@ class Scale:
         lag: apply gradients one step late.
         batch: samples per rank and step, on the fewest nodes. None: as in the run.
         precision: fp32, bf16 or fp16, as far as the machine has it. None: as in the run.
-        data: where samples are read from: storage of each node, or the file system all share.
+        data: where samples are: in memory, on storage of each node (local), or on the file system all share. None: in
+            memory for runs about microscopy and subsurface, whose sets are kept there; else local.
         noise: largest spread of computing times, over their median, with which a trace is accepted.
         samples: the target: samples seen in all. None: a million.
         steps: the target in steps instead.
@@ -48,7 +49,7 @@ class Scale:
     lag: tyro.conf.FlagCreatePairsOff[bool] = False
     batch: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    data: Literal["local", "shared"] = "local"
+    data: Literal["memory", "local", "shared"] | None = None
     noise: float = 0.25
     samples: int | None = None
     steps: int | None = None
