@@ -1,5 +1,6 @@
 """What every test needs: one thread, gloo on the loopback interface, and marks that skip by default."""
 
+import importlib
 import os
 
 import hypothesis
@@ -20,6 +21,17 @@ _LONGEST = ("test_wheel.py", "test_faults.py", "test_cli.py", "test_submit.py", 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--heavy", action="store_true", help="also run tests that take minutes")
     parser.addoption("--engines", action="store_true", help="also run tests of all programming systems")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Imports what warnings are of, where processes side by side report to.
+
+    There a thread for each process imports the module of every warning it is told of, and two that import the same
+    package at once lock each other out.
+    """
+    if session.config.getoption("numprocesses", None):
+        for part in ("climate", "microscopy", "subsurface.methods", "subsurface.snapshots"):
+            importlib.import_module(f"exafield.{part}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
