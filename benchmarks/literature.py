@@ -511,7 +511,10 @@ def main() -> None:
         "cori": of_cori, "ends": of_ends, "nsdi": of_nsdi, "metg": lambda: of_metg(arguments.quick)
     }  # fmt: skip
     found: dict[str, Any] = {}
-    for name in arguments.only.split(","):
+    names = arguments.only.split(",")
+    if not parts.keys() >= set(names):
+        parser.error(f"--only {arguments.only}: choose from {', '.join(parts)}")
+    for name in names:
         began = time.perf_counter()
         found[name] = parts[name]()
         print(f"  ({time.perf_counter() - began:.0f} s)")
