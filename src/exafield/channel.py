@@ -79,8 +79,12 @@ class Channel(Protocol):
         """Waits until all but the last `keep` messages sent have been taken; until then each holds its tensor."""
         ...
 
-    def receive(self, tensor: Tensor) -> int:
-        """Fills `tensor` with the next message from anyone and returns the sender. Blocks."""
+    def receive(self, tensor: Tensor, source: int | None = None) -> int:
+        """Fills `tensor` with the next message from `source`, or from anyone, and returns the sender. Blocks.
+
+        That `source` has ended is an error at once. Of a message from anyone nobody can know that it will not come:
+        then it is up to :meth:`exafield.World.check`, or to the time-out.
+        """
         ...
 
     def close(self) -> None:
@@ -132,7 +136,7 @@ class LoopbackChannel:
     def settle(self, keep: int = 64) -> None:
         return
 
-    def receive(self, tensor: Tensor) -> int:
+    def receive(self, tensor: Tensor, source: int | None = None) -> int:
         raise ValueError("nobody to receive from: this process is alone")
 
     def close(self) -> None:
@@ -234,7 +238,10 @@ class ProcessGroupChannel:
         while len(self._sends) > keep:
             self._sends.popleft()[0].wait()
 
-    def receive(self, tensor: Tensor) -> int:
+    def receive(self, tensor: Tensor, source: int | None = None) -> int:
+        if source is not None:
+            self._group.recv([tensor], source, 0).wait()
+            return source
         work = self._group.recv_anysource([tensor], 0)
         work.wait()
         return int(work._source_rank())

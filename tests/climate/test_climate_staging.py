@@ -186,7 +186,7 @@ def a_rank_dies(world: World, root: str) -> None:
     try:
         stage(world, f"{root}/shared", f"{root}/local{world.rank}", convert=Logged(f"{root}/log"), readers=1)
     except Exception as error:
-        print("ENDED", type(error).__name__, error)
+        print("ENDED", type(error).__name__, error, flush=True)
         raise
 
 
@@ -208,8 +208,8 @@ def test_a_rank_that_dies_is_named(tmp_path: Path, killed: int, says: str) -> No
     assert "time ran out" not in said
     assert f"rank {killed}, exit code -9" in said
     ended = [line for line in said.splitlines() if line.startswith("ENDED")]
-    assert len(ended) == 2
-    assert all(says in line for line in ended), ended
+    assert len(ended) == 2, said
+    assert all(says in line for line in ended), said
 
 
 def test_files_shrink_while_staged_and_mean_the_same(tmp_path: Path) -> None:

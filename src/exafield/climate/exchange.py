@@ -123,27 +123,25 @@ class Exchange:
         return self._exchanged(channel, [(number, length) for number, length, _ in rows])
 
     def _exchanged(self, channel: Channel, served: Sequence[tuple[int, int]]) -> str | None:
-        longest = max(1, *(size for _, size in served))
         file, size = served[self.world.rank]
         trouble = None
         if size >= 0 and file >= 0:
             path = self.scratch / str(file)
             others = [rank for rank in self.plan[file].receivers if rank != self.world.rank]
-            # All messages of a round have the length of the longest, so that whose comes first does not matter. Files
-            # of one kind hardly differ in length.
-            message = torch.zeros(longest if others else 0, dtype=torch.uint8)
             if others:
+                message = _room(size)
                 message[:size] = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
             for rank in others:
                 channel.send(rank, message)
-                self.moved += longest
+                self.moved += size
             if len(others) < len(self.plan[file].receivers):
                 trouble = self._stored(file, size, path)
             path.unlink(missing_ok=True)
-        coming = [n for n, length in served if n >= 0 and length >= 0 and self._comes(n)]
-        buffer = torch.empty(longest if coming else 0, dtype=torch.uint8)
-        for _ in coming:
-            number, length = served[channel.receive(buffer)]
+        for owner, (number, length) in enumerate(served):
+            if number < 0 or length < 0 or not self._comes(number):
+                continue
+            buffer = _room(length)
+            channel.receive(buffer, owner)
             path = self.scratch / str(number)
             try:
                 buffer[:length].numpy().tofile(path)
@@ -190,3 +188,8 @@ class Exchange:
         reason += " while files were staged"
         self.world.abort(reason)
         raise StagingError(f"{reason}: see what it printed, and stage again") from error
+
+
+def _room(size: int) -> torch.Tensor:
+    """For a message of `size` bytes; an empty file's has one."""
+    return torch.empty(max(1, size), dtype=torch.uint8)
