@@ -8,7 +8,7 @@ field that is a dataclass itself is another description. :func:`build` makes it 
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Final, get_type_hints
 
@@ -143,10 +143,12 @@ def build(kind: type, tree: object, figures: dict[str, Figure], key: str = "") -
     """
     given, expected = _mapping(tree, key), _described(kind)
     _known(given, expected, key)
-    missing = [name for name in expected if name not in given]
-    if missing:
-        raise FigureError(f"{_dotted(key, missing[0])} is missing")
-    values = {name: _built(what, given[name], figures, _dotted(key, name)) for name, what in expected.items()}
+    optional = {one.name for one in fields(kind) if one.default is not MISSING}
+    for name in expected:
+        if name not in given and name not in optional:
+            raise FigureError(f"{_dotted(key, name)} is missing")
+    there = {name: what for name, what in expected.items() if name in given}
+    values = {name: _built(what, given[name], figures, _dotted(key, name)) for name, what in there.items()}
     try:
         return kind(**values)
     except FigureError as error:

@@ -37,6 +37,9 @@ class Link:
         overhead: what a message costs the processor at each of its ends [s].
         contention: bandwidth is divided by (nodes / full)**contention beyond `full` nodes.
         full: nodes up to which there is full bandwidth.
+        held: probability that other traffic holds a message up.
+        hold: mean of how long [s]; exponentially distributed. Task graphs feel these two; what a step of training loses
+            to others is part of the machine's jitter.
     """
 
     latency: Annotated[float, Number("s", most=1.0)]
@@ -45,6 +48,8 @@ class Link:
     overhead: Annotated[float, Number("s", most=1.0)]
     contention: Annotated[float, Number(most=1.0)]
     full: Annotated[int, Number(least=1, whole=True)]
+    held: Annotated[float, Number(most=1.0)] = 0.0
+    hold: Annotated[float, Number("s", most=1e3)] = 0.0
 
     def __post_init__(self) -> None:
         check(self)

@@ -13,7 +13,8 @@ from PIL import Image
 from drawn_storms import add_cyclone, add_disc, add_river, calm
 from exafield.climate.besttracks import TrackFileError
 from exafield.climate.columns import read_table
-from exafield.climate.command import FAILED, USAGE
+from exafield.climate.command import FAILED
+from exafield.subcommand import USAGE
 from exafield.climate.command import main as carry_out
 from exafield.climate.events import Found
 from exafield.climate.fields import CHANNELS, CYCLONE, RIVER

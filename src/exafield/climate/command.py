@@ -4,10 +4,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import tyro
 
 from exafield.climate import clock
 from exafield.climate.advice import as_flags
@@ -16,9 +15,10 @@ from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
 from exafield.climate.masks import MEASURES, Fields, Masks, moment, present, turn
 from exafield.climate.snapshot import SnapshotError
 from exafield.setting import RunError
+from exafield.subcommand import Command, carry_out, check_picture, parsed
 from exafield.suggestion import counted, unknown
 
-FAILED, USAGE = 1, 2
+FAILED = 1
 # Seconds between lines about how far it is; our choice.
 _PATIENCE = 10.0
 
@@ -44,28 +44,14 @@ def main(argv: Sequence[str]) -> int:
         EngineError: an engine failed.
         ImportError: a package is not installed.
     """
-    commands: Mapping[str, Callable[[list[str]], int]] = {
+    commands: Mapping[str, Command] = {
         "describe": _describe,
         "show": _show,
         "simulate": _simulate,
         "label": _label,
         "events": _events,
     }
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_HELP, end="")
-        return 0 if argv else USAGE
-    if argv[0] not in commands:
-        raise RunError(unknown("command", f"climate {argv[0]}", [f"climate {name}" for name in commands]))
-    return commands[argv[0]](list(argv[1:]))
-
-
-_Arguments = TypeVar("_Arguments")
-
-
-def _parsed(kind: type[_Arguments], command: str, argv: list[str]) -> _Arguments:
-    if not argv:
-        raise RunError(f"exafield climate {command}: which files? --help says more")
-    return tyro.cli(kind, prog=f"exafield climate {command}", args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    return carry_out("climate", _HELP, commands, argv)
 
 
 def _progress() -> Callable[[str], None]:
@@ -82,7 +68,7 @@ def _progress() -> Callable[[str], None]:
 
 
 def _describe(argv: list[str]) -> int:
-    arguments = _parsed(Describe, "describe", argv)
+    arguments = parsed(Describe, "climate describe", "which files?", argv)
     from exafield.climate.description import describe
 
     if arguments.samples < 1:
@@ -93,13 +79,12 @@ def _describe(argv: list[str]) -> int:
 
 
 def _show(argv: list[str]) -> int:
-    arguments = _parsed(Show, "show", argv)
+    arguments = parsed(Show, "climate show", "which files?", argv)
     from exafield.climate import plots
     from exafield.climate.reading import find_files, open_snapshots
     from exafield.climate.study import SHOWN, unit
 
-    if arguments.out.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
-        raise RunError(f"--out {arguments.out}: choose a name that ends in .png, .pdf, .svg or .jpg")
+    check_picture(arguments.out)
     how = arguments.reading.how(arguments.fields)
     fields = arguments.fields
     if not fields:
@@ -146,7 +131,7 @@ def _at(times: Sequence[Any], wanted: str | None) -> int:
 
 
 def _simulate(argv: list[str]) -> int:
-    arguments = _parsed(Simulate, "simulate", argv)
+    arguments = parsed(Simulate, "climate simulate", "which files?", argv)
     from exafield.climate.generate import series
     from exafield.engine import map_engine
 
@@ -173,7 +158,7 @@ def _simulate(argv: list[str]) -> int:
 
 
 def _label(argv: list[str]) -> int:
-    arguments = _parsed(Label, "label", argv)
+    arguments = parsed(Label, "climate label", "which files?", argv)
     from exafield.climate.heuristics.rivers import RULES
     from exafield.climate.labelling import label_files
     from exafield.engine import map_engine
@@ -204,7 +189,7 @@ def _folder(path: Path) -> None:
 
 
 def _events(argv: list[str]) -> int:
-    arguments = _parsed(EventsOf, "events", argv)
+    arguments = parsed(EventsOf, "climate events", "which files?", argv)
     from exafield.climate import storms
     from exafield.climate.digest import digest
     from exafield.climate.study import Limits, Study, tidy

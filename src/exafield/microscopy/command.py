@@ -1,18 +1,13 @@
 """The command `exafield microscopy`: parsing, printing and files. What is computed is elsewhere."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import TypeVar
-
-import tyro
 
 from exafield.microscopy.flags import Describe, Detectors, Simulate
 from exafield.setting import RunError
-from exafield.suggestion import unknown
+from exafield.subcommand import Command, carry_out, check_folder, check_picture, parsed
 
-USAGE = 2
 _UNITS = {
     "energy": " eV",
     "convergence_angle": " rad",
@@ -25,7 +20,6 @@ _UNITS = {
     "centre": " pixels",
     "rotation": " degrees",
 }
-PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 _HELP = """\
 usage: exafield microscopy COMMAND [OPTIONS]
@@ -47,36 +41,16 @@ def main(argv: Sequence[str]) -> int:
         StoreError: something cannot be written.
         ImportError: a package is not installed.
     """
-    commands: Mapping[str, Callable[[list[str]], int]] = {
+    commands: Mapping[str, Command] = {
         "simulate": _simulate,
         "describe": _describe,
         "detectors": _detectors,
     }
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_HELP, end="")
-        return 0 if argv else USAGE
-    if argv[0] not in commands:
-        raise RunError(unknown("command", f"microscopy {argv[0]}", [f"microscopy {name}" for name in commands]))
-    return commands[argv[0]](list(argv[1:]))
-
-
-_Arguments = TypeVar("_Arguments")
-
-
-def _parsed(kind: type[_Arguments], command: str, argv: list[str]) -> _Arguments:
-    if not argv:
-        raise RunError(f"exafield microscopy {command}: of what? --help says more")
-    return tyro.cli(kind, prog=f"exafield microscopy {command}", args=argv, config=(tyro.conf.OmitArgPrefixes,))
-
-
-def check_folder(path: Path) -> None:
-    """Raises RunError if there is no folder for a file."""
-    if not path.absolute().parent.is_dir():
-        raise RunError(f"--out {path}: there is no folder {path.parent}")
+    return carry_out("microscopy", _HELP, commands, argv)
 
 
 def _simulate(argv: list[str]) -> int:
-    arguments = _parsed(Simulate, "simulate", argv)
+    arguments = parsed(Simulate, "microscopy simulate", "of what?", argv)
     check_folder(arguments.out)
     from exafield.microscopy.simulated import named_crystal, record, zone_indices
 
@@ -93,7 +67,7 @@ def _simulate(argv: list[str]) -> int:
 
 
 def _describe(argv: list[str]) -> int:
-    arguments = _parsed(Describe, "describe", argv)
+    arguments = parsed(Describe, "microscopy describe", "of what?", argv)
     from exafield.microscopy.prepare import prepare
 
     with arguments.at.open() as scan:
@@ -119,9 +93,8 @@ def said(notes: Sequence[str], warnings: Sequence[str]) -> list[str]:
 
 
 def _detectors(argv: list[str]) -> int:
-    arguments = _parsed(Detectors, "detectors", argv)
-    if arguments.out.suffix.lower() not in PICTURES:
-        raise RunError(f"--out {arguments.out}: choose a name that ends in {', '.join(PICTURES)}")
+    arguments = parsed(Detectors, "microscopy detectors", "of what?", argv)
+    check_picture(arguments.out)
     check_folder(arguments.out)
     from exafield.microscopy.prepare import NEEDED, prepare
     from exafield.microscopy.virtual import draw

@@ -1,18 +1,11 @@
 """The command `exafield subsurface`: parsing, printing and files. What is computed is elsewhere."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tyro
 
-from exafield.setting import RunError
+from exafield.subcommand import Command, carry_out, check_folder, check_picture, parsed
 from exafield.subsurface.flags import Describe, Measure, Show, WellTable
-from exafield.suggestion import unknown
-
-USAGE = 2
-PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 _HELP = """\
 usage: exafield subsurface COMMAND [OPTIONS]
@@ -35,39 +28,12 @@ def main(argv: Sequence[str]) -> int:
         StoreError: something cannot be written.
         ImportError: a package is not installed.
     """
-    commands: Mapping[str, Callable[[list[str]], int]] = {"describe": _describe, "show": _show, "measure": _measure}
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_HELP, end="")
-        return 0 if argv else USAGE
-    if argv[0] not in commands:
-        raise RunError(unknown("command", f"subsurface {argv[0]}", [f"subsurface {name}" for name in commands]))
-    return commands[argv[0]](list(argv[1:]))
-
-
-_Arguments = TypeVar("_Arguments")
-
-
-def _parsed(kind: type[_Arguments], command: str, argv: list[str]) -> _Arguments:
-    if not argv:
-        raise RunError(f"exafield subsurface {command}: which site? --help says more")
-    return tyro.cli(kind, prog=f"exafield subsurface {command}", args=argv, config=(tyro.conf.OmitArgPrefixes,))
-
-
-def check_picture(path: Path) -> None:
-    """Raises RunError if a picture cannot be called that."""
-    if path.suffix.lower() not in PICTURES:
-        raise RunError(f"--out {path}: choose a name that ends in {', '.join(PICTURES)}")
-    check_folder(path)
-
-
-def check_folder(path: Path) -> None:
-    """Raises RunError if there is no folder for a file."""
-    if not path.absolute().parent.is_dir():
-        raise RunError(f"--out {path}: there is no folder {path.parent}")
+    commands: Mapping[str, Command] = {"describe": _describe, "show": _show, "measure": _measure}
+    return carry_out("subsurface", _HELP, commands, argv)
 
 
 def _describe(argv: list[str]) -> int:
-    arguments = _parsed(Describe, "describe", argv)
+    arguments = parsed(Describe, "subsurface describe", "which site?", argv)
     from exafield.subsurface.description import describe
 
     site = arguments.at.open()
@@ -79,8 +45,9 @@ def _describe(argv: list[str]) -> int:
 
 
 def _show(argv: list[str]) -> int:
-    arguments = _parsed(Show, "show", argv)
+    arguments = parsed(Show, "subsurface show", "which site?", argv)
     check_picture(arguments.out)
+    check_folder(arguments.out)
     from exafield.subsurface.maps import COLOURS, Panel, draw
 
     site = arguments.at.open()
@@ -100,7 +67,7 @@ def _show(argv: list[str]) -> int:
 
 
 def _measure(argv: list[str]) -> int:
-    arguments = _parsed(Measure, "measure", argv)
+    arguments = parsed(Measure, "subsurface measure", "which site?", argv)
     check_folder(arguments.out)
     from exafield.subsurface.wells import measure, write_wells
 

@@ -19,6 +19,7 @@ def metg(
     radix: int = 3,
     threshold: float = 0.5,
     steps: int = 200,
+    repeats: int = 1,
     seed: int = 0,
 ) -> float:
     """The shortest tasks that the machine runs with an efficiency [s], by the rule of arXiv:1908.05790.
@@ -31,6 +32,7 @@ def metg(
         nodes: all of whose ranks take part.
         threshold: efficiency that is asked for.
         steps: rows; the longer, the less the beginning counts, in which no rank has had to wait yet.
+        repeats: runs of each length of task, whose mean counts; each has jitter of its own.
         seed: of the machine's jitter.
 
     Raises:
@@ -44,7 +46,7 @@ def metg(
     def measured(iterations: int) -> tuple[float, float]:
         """Granularity and efficiency."""
         seconds = flops(Kernel("compute_bound", iterations=iterations), 0, 0) / rate
-        granularity = simulated.run(graph, seconds, seed=seed).elapsed / steps
+        granularity = float(simulated.elapsed(graph, seconds, repeats, seed=seed).mean()) / steps
         return granularity, seconds / granularity
 
     found = [measured(_FIRST)]
