@@ -14,7 +14,7 @@ import torch
 
 from exafield import store
 from exafield.field import Field
-from exafield.store import RunFolder, SampleStore, StoreError, atomic_write, locked
+from exafield.store import RunFolder, SampleStore, StoreError, atomic_write, locked, whole
 
 ABOUT = {"energy": 200e3, "crystals": "embedded"}
 SUFFIXES = [".zarr", ".h5"]
@@ -211,3 +211,33 @@ def test_fields_normalise_and_restore() -> None:
         Field("t", ("x",), "K", scale=0.0)
     with pytest.raises(ValueError, match="dims must differ"):
         Field("t", ("x", "x"), "K")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.zarr"])
+def test_what_goes_wrong_leaves_the_old_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+
+    def write(text: str) -> None:
+        with whole(path, "try later") as part:
+            if path.suffix == ".zarr":
+                part.mkdir()
+                (part / "inside").write_text(text)
+            else:
+                part.write_text(text)
+            if text == "bad":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    def read() -> str:
+        return (path / "inside" if path.suffix == ".zarr" else path).read_text()
+
+    for text in ("old", "new"):
+        write(text)
+        assert read() == text
+    with pytest.raises(StoreError, match=rf"cannot write .*{name}: No space left on device; try later"):
+        write("bad")
+    assert read() == "new"
+    with pytest.raises(KeyboardInterrupt), whole(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert read() == "new"
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,6 +56,40 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole(path: str | Path, advice: str = "free some space or choose another folder") -> Iterator[Path]:
+    """A name beside `path` to write a file or a Zarr folder under; when that went well it becomes `path`.
+
+    What lay there before is replaced, or stays if something goes wrong: a file at one stroke, a folder not.
+
+    Raises:
+        StoreError: it could not be written; says that, and `advice`.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        remove(partial)
+        yield partial
+        if partial.is_file():
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        else:
+            os.sync()  # a folder of thousands of files
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+    finally:
+        remove(partial)
 
 
 class RunFolder:

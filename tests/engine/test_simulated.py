@@ -119,3 +119,30 @@ def test_what_is_not_accepted() -> None:
         Simulated(machine()).run(graph, -1.0)
     with pytest.raises(EngineError, match="row 0 has 4 tasks"):
         Simulated(machine()).run(graph, lambda t, columns: np.ones(2))
+
+
+def test_messages_are_held_up_as_often_and_as_long_as_said() -> None:
+    """A chain of two columns on two nodes waits for every message in turn."""
+    graph = pattern("dom", 2, 2).graph()
+    held = quiet(each=1).with_({"between.held": 0.25, "between.hold": 1e-2})
+    took = Simulated(held).elapsed(graph, 1e-3, 4000, output_bytes=0, seed=0)
+    late = took - 0.002 - (LATENCY + 2 * OVERHEAD)
+    assert late.shape == (4000,)
+    assert late.min() == pytest.approx(0, abs=1e-12)
+    assert (late > 1e-9).mean() == pytest.approx(0.25, abs=4 * 0.007)
+    assert late[late > 1e-9].mean() == pytest.approx(1e-2, rel=4 / 1000**0.5)
+    # Inside a node they are not, nor without a seed.
+    near = quiet(each=2).with_({"between.held": 1.0, "between.hold": 1e-2})
+    assert Simulated(near).run(graph, 1e-3, seed=0).elapsed < 0.003
+    assert Simulated(held).run(graph, 1e-3).elapsed < 0.003
+
+
+def test_runs_at_once_are_runs_one_by_one() -> None:
+    graph = pattern("spread", 24, 10, radix=3).graph()
+    several = Simulated(machine()).elapsed(graph, 1e-3, 50, seed=3)
+    assert len(set(several.tolist())) == 50
+    alone = [Simulated(machine()).run(graph, 1e-3, seed=seed).elapsed for seed in range(50)]
+    assert several.mean() == pytest.approx(np.mean(alone), rel=0.01)
+    assert Simulated(machine()).elapsed(graph, 1e-3, 2) == pytest.approx(
+        [Simulated(machine()).run(graph, 1e-3).elapsed] * 2
+    )

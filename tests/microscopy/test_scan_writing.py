@@ -63,7 +63,7 @@ def test_nothing_is_left_after_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "scan.h5").write_text("mine")
     with pytest.raises(StoreError, match="there already"):
         scan_to_file(tmp_path / "scan.h5", lens, slices.array(), raster)
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(StoreError, match="cannot write"):
         scan_to_file(tmp_path / "nowhere" / "scan.h5", lens, slices.array(), raster)
 
     def full(*_: object) -> None:

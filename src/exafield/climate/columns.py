@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from exafield.climate.layouts import time_text
 from exafield.climate.snapshot import SnapshotError
-from exafield.climate.targets import encode_times, open_target, publish, remove
+from exafield.climate.targets import encode_times, open_target
 from exafield.climate.writing import origin
 from exafield.requirement import require
-from exafield.store import StoreError, atomic_write
+from exafield.store import atomic_write, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +57,12 @@ def write_table(
     if path.suffix == ".csv":
         atomic_write(path, _as_csv(columns, arrays).encode())
         return path
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        remove(temporary)
-        with contextlib.closing(open_target(temporary, path.suffix)) as target:
-            for name, column in columns.items():
-                values, told = _encoded(arrays[name])
-                named = {"units": column.unit, "standard_name": column.standard_name, "long_name": column.meaning}
-                target.create(name, (dimension,), values, told | {k: v for k, v in named.items() if v})
-            target.describe(attributes if attributes is not None else origin())
-        publish(temporary, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
-    finally:
-        remove(temporary)
+    with whole(path) as temporary, contextlib.closing(open_target(temporary, path.suffix)) as target:
+        for name, column in columns.items():
+            values, told = _encoded(arrays[name])
+            named = {"units": column.unit, "standard_name": column.standard_name, "long_name": column.meaning}
+            target.create(name, (dimension,), values, told | {k: v for k, v in named.items() if v})
+        target.describe(attributes if attributes is not None else origin())
     return path
 
 

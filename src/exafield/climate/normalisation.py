@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from exafield.climate.fields import CHANNELS
 from exafield.climate.snapshot import Snapshot, SnapshotError
 from exafield.requirement import require
-from exafield.store import atomic_write, sync_folder
+from exafield.store import atomic_write, whole
 
 _FORMAT = "exafield-climate-statistics"
 
@@ -148,15 +148,12 @@ class Statistics:
         path = Path(path)
         if path.suffix in (".h5", ".hdf5"):
             table = np.stack([self.mean, self.maximum, self.minimum, self.deviation], axis=1)
-            temporary = path.with_name(f".{path.name}.partial")
-            with require("h5py", extra="climate").File(temporary, "w") as file:
+            with whole(path) as temporary, require("h5py", extra="climate").File(temporary, "w") as file:
                 file["climate/stats"] = table.astype(np.float32)
                 file["climate/minval"] = self.minimum.astype(np.float32)
                 file["climate/maxval"] = self.maximum.astype(np.float32)
                 file["climate/channels"] = [name.encode() for name in self.channels]
                 file["climate/count"] = self.count
-            temporary.replace(path)
-            sync_folder(path.parent)
             return
         columns = {k: getattr(self, k).tolist() for k in ("mean", "squares", "minimum", "maximum")}
         text = {"format": _FORMAT, "version": 1, "channels": list(self.channels), "count": self.count, **columns}

@@ -14,7 +14,7 @@ from exafield.climate.layouts import calendar_of, time_text
 from exafield.climate.snapshot import Snapshot
 from exafield.climate.targets import add_axes, encode_times, open_target
 from exafield.requirement import require
-from exafield.store import StoreError
+from exafield.store import whole
 
 Layout = Literal["deepcam", "gordon-bell", "climatenet"]
 
@@ -53,19 +53,13 @@ def write_snapshot(
     versions = [*([] if snapshot.labels is None else [snapshot.labels]), *more_labels]
     if layout == "climatenet" and len(versions) > 1:
         raise ValueError("the ClimateNet layout has one version of labels only")
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as temporary:
         if layout == "climatenet":
             _write_netcdf(temporary, snapshot, path.name)
         elif layout in ("deepcam", "gordon-bell"):
             _write_group(temporary, snapshot, versions, last=layout == "deepcam")
         else:
             raise ValueError(f"layout must be deepcam, gordon-bell or climatenet, got {layout!r}")
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

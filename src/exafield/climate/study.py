@@ -23,7 +23,7 @@ from exafield.climate.tables import Table
 from exafield.climate.targets import add_axes, open_target
 from exafield.climate.tracking import Summary, Track, Tracker, summary
 from exafield.climate.writing import origin
-from exafield.store import StoreError
+from exafield.store import whole
 from exafield.suggestion import counted
 
 # Of the picture of tracks: more than these, the longest, cover each other. Our choice.
@@ -114,7 +114,7 @@ class Study:
         frames = self._frames()
         if film is not None:
             shown = (frame for number, frame in enumerate(frames) if number % self.every == 0)
-            with _whole(film) as partial:
+            with whole(film) as partial:
                 try:
                     plots.film(partial, shown, self.grid, unit=unit(self.behind))
                 except ValueError as error:
@@ -205,7 +205,7 @@ class Study:
 
     def _write_frequency(self, path: Path, told: Mapping[str, str]) -> Path:
         grid, seasons = self.grid, (None, *SEASONS)
-        with _whole(path) as partial, contextlib.closing(open_target(partial, ".nc")) as target:
+        with whole(path) as partial, contextlib.closing(open_target(partial, ".nc")) as target:
             add_axes(target, Axes(grid.latitude, grid.longitude))
             flags = {"long_name": "season", "flag_values": np.arange(5, dtype=np.int8)}
             flags["flag_meanings"] = " ".join(("all", *SEASONS))
@@ -279,16 +279,3 @@ def unit(channel: str | None) -> str:
     told = SHOWN[channel][1] if channel in SHOWN else CHANNELS[channel].unit
     raised = re.sub(r"(-[0-9])", r"$^{\1}$", told)
     return f"{channel}{what} [{raised}]"
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which gets its own when that went well."""
-    partial = path.with_name(f".partial.{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Tables that grow row by row, kept as columns, and written as CSV and as CF NetCDF."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from exafield.climate import clock, events
 from exafield.climate.columns import Column, write_table
-from exafield.store import StoreError
+from exafield.store import whole
 
 # Rows that are turned into columns together; our choice. A row as an object takes several times the memory.
 _BLOCK = 4096
@@ -81,14 +80,8 @@ class Table:
         """
         columns = self.columns(by)
         as_csv, as_netcdf = path.with_suffix(".csv"), path.with_suffix(".nc")
-        partial = as_csv.with_name(f".{as_csv.name}.partial")
-        try:
+        with whole(as_csv) as partial:
             events.write_csv(partial, self._again(columns), self.kind)
-            os.replace(partial, as_csv)
-        except OSError as error:
-            raise StoreError(f"cannot write {as_csv}: {error}; free some space or choose another folder") from error
-        finally:
-            partial.unlink(missing_ok=True)
         told = events.describe(self.kind)
         typed = {name: Column(_typed(values), told[name][1], told[name][0] or None) for name, values in columns.items()}
         return [as_csv, write_table(as_netcdf, typed, attributes, dimension)]

@@ -1,7 +1,5 @@
 """NetCDF-4 files and Zarr stores behind one small interface, and the CF way to write times and coordinates."""
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +10,6 @@ from numpy.typing import NDArray
 from exafield.climate.layouts import calendar_of
 from exafield.climate.snapshot import Axes, Time
 from exafield.requirement import require
-from exafield.store import sync_folder
 
 # Level of zlib in both formats, our choice: masks and tables hardly shrink further above it.
 _COMPRESSION = 4
@@ -152,21 +149,3 @@ def encode_times(times: Sequence[Time]) -> tuple[NDArray[np.int64], dict[str, st
     cftime = require("cftime", extra="climate")
     seconds = [cftime.date2num(time, since, calendar=calendar) for time in times]
     return np.round(np.asarray(seconds, dtype=np.float64)).astype(np.int64), attributes
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a Zarr folder, if it is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Gives a complete file its name, after it has reached the disk."""
-    if temporary.is_file():
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-    else:
-        os.sync()  # a folder of thousands of files
-        if path.exists():
-            shutil.rmtree(path)  # a folder cannot be replaced at one stroke
-    os.replace(temporary, path)
-    sync_folder(path.parent)

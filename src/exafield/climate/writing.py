@@ -19,9 +19,9 @@ from exafield.climate.checks import labels_of
 from exafield.climate.fields import CLASSES
 from exafield.climate.layouts import time_text
 from exafield.climate.snapshot import Axes, Time
-from exafield.climate.targets import add_axes, encode_times, open_target, publish, remove
+from exafield.climate.targets import add_axes, encode_times, open_target
 from exafield.requirement import require
-from exafield.store import StoreError, atomic_write
+from exafield.store import StoreError, atomic_write, whole
 from exafield.suggestion import counted
 
 CONVENTIONS = "CF-1.10"
@@ -229,17 +229,8 @@ class MaskWriter:
                 f"{time_text(self._times[missing[0]])}: run again to make them"
             )
         kept = [index for index in range(len(self._times)) if self._part(index).exists()]
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        try:
-            remove(temporary)
+        with whole(self.path, "free some space and run again, nothing is lost") as temporary:
             self._assemble(temporary, kept)
-            publish(temporary, self.path)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self.path}: {error}; free some space and run again, nothing is lost"
-            ) from error
-        finally:
-            remove(temporary)
         shutil.rmtree(self._parts, ignore_errors=True)
         return self.path
 

@@ -5,7 +5,6 @@ All are there when all are complete; a run that fails leaves none of them, and w
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from exafield import provenance
 from exafield.microscopy.columns import Columns
 from exafield.microscopy.reconstruct import Reconstruction
 from exafield.requirement import require
-from exafield.store import StoreError
+from exafield.store import StoreError, whole
 
 ENDINGS = (".h5", ".hdf5", ".zarr")
 _FORMAT, _VERSION = "exafield-potential", 1
@@ -90,7 +89,6 @@ def write(
         StoreError: it cannot be written.
     """
     table, image = beside(path)
-    parts = {to: to.with_name(f".{to.stem}-{os.getpid()}{to.suffix}") for to in (path, table, image)}
     told = provenance.session("exafield", 1, 1, torch.device("cpu"))
     about: dict[str, Any] = {
         "format": _FORMAT,
@@ -108,21 +106,12 @@ def write(
     }
     if found.disagreement is not None:
         about["disagreement_of_tiles"] = found.disagreement
-    try:
-        (_zarr if path.suffix == ".zarr" else _hdf5)(parts[path], found, about)
-        columns.write(parts[table])
-        parts[image].write_bytes(picture)
-        if path.is_dir():
-            shutil.rmtree(path)
-        for to, part in parts.items():
-            part.replace(to)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        for part in parts.values():
-            if part.is_dir():
-                shutil.rmtree(part)
-            part.unlink(missing_ok=True)
+    with whole(path) as part:
+        (_zarr if path.suffix == ".zarr" else _hdf5)(part, found, about)
+        # The result gets its name last, when all is there.
+        with whole(table) as rows, whole(image) as drawn:
+            columns.write(rows)
+            drawn.write_bytes(picture)
     return [path, table, image]
 
 

@@ -8,8 +8,6 @@ name when it is complete, so that an interrupted generation goes on where it sto
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +24,7 @@ from exafield.microscopy.potential import Slices, projected_slices
 from exafield.microscopy.recipe import DTYPES, Recipe, described
 from exafield.microscopy.views import View
 from exafield.requirement import require
-from exafield.store import StoreError, locked
+from exafield.store import StoreError, locked, whole
 
 FORMAT = 1
 _PROBES = 64  # patterns that are in memory together
@@ -154,17 +152,9 @@ def write(task: tuple[View, Recipe, Layout, str]) -> str:
         ("probe", 1.0, "1"),
         *((k, 1e3 * microscope.wavelength / edge, "mrad") for k, edge in zip(("kx", "ky"), slices.box, strict=True)),
     ]
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     save = _zarr if path.suffix == ".zarr" else _hdf5
-    try:
+    with whole(path) as temporary:
         save(temporary, (len(positions), *array.shape[1:]), dtype, parts(), potential, axes, slices.sampling, about)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
     return path.name
 
 

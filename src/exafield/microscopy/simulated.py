@@ -4,9 +4,7 @@ HDF5 files are EMD 1.0 (https://emdatasets.com/format), as py4DSTEM writes them:
 with py4DSTEM's names of calibrations. Rows of the scan are simulated and written one at a time.
 """
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from exafield.microscopy.views import View
 from exafield.microscopy.window import interpolation
 from exafield.microscopy.zones import along
 from exafield.requirement import require
-from exafield.store import StoreError
+from exafield.store import StoreError, whole
 from exafield.suggestion import unknown
 
 ENDINGS = (".h5", ".hdf5", ".emd", ".zarr")
@@ -190,23 +188,14 @@ def record(
     patterns = torch.from_numpy(arrays["patterns"][0])
     edges = (about["edges_angstrom"][0], about["edges_angstrom"][1])
     thickness = float(about["thickness_angstrom"][0])
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    write = _zarr if path.suffix == ".zarr" else _emd
-    try:
-        write(
+    with whole(path) as part:
+        (_zarr if path.suffix == ".zarr" else _emd)(
             part,
             recording,
             _rows(patterns, edges, recording),
             _facts(recording, view, thickness),
             *_truth(arrays, edges, recording),
         )
-        part.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
     return view
 
 

@@ -1,6 +1,5 @@
 """Virtual detectors of a scan in a file, whatever its detector: binned, centred and turned first."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from exafield.microscopy import imaging
 from exafield.microscopy.calibration import ScanError
 from exafield.microscopy.prepare import Prepared
 from exafield.microscopy.resampling import Resampled, bins, positions
-from exafield.store import StoreError
+from exafield.store import whole
 
 # Half the width of the binned detector in convergence angles, if the detector reaches that far. Our choice.
 _REACH = 2.0
@@ -47,8 +46,7 @@ def draw(path: Path, prepared: Prepared) -> list[str]:
     first = (scan.shape[0] - rows) // 2
     patterns = torch.from_numpy(resampled.band(first, first + rows)).square()
     notes = [] if rows == scan.shape[0] else [f"the {rows} rows in the middle of {scan.shape[0]} are drawn"]
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
+    with whole(path) as part:
         imaging.plot(
             part,
             patterns,
@@ -57,9 +55,4 @@ def draw(path: Path, prepared: Prepared) -> list[str]:
             convergence_angle=c.convergence_angle,
             title=f"{scan.path.name}: {scan.shape[0]} x {scan.shape[1]} positions",
         )
-        part.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return notes

@@ -1,7 +1,5 @@
 """A simulated scan of any size, written to a file part by part: HDF5 (EMD's axes) or Zarr, as `open_scan` reads it."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from exafield.microscopy.multislice import Multislice
 from exafield.microscopy.paths import ScanPath
 from exafield.microscopy.room import warn_of_loss
 from exafield.requirement import require
-from exafield.store import StoreError
+from exafield.store import StoreError, whole
 
 _FORMAT = 1
 # Bytes of patterns that are in memory together, our choice.
@@ -79,17 +77,8 @@ def scan_to_file(
     if min(raster.size) < 1 or part < 1:
         raise ValueError(f"size and part must be at least 1, got {raster.size} and {part}")
     run = _Run(multislice, slices, raster, detector, part)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    write = _zarr if path.suffix == ".zarr" else _hdf5
-    try:
-        write(temporary, run)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary:
+        (_zarr if path.suffix == ".zarr" else _hdf5)(temporary, run)
     warn_of_loss(run.sums[None])
     return run.scanner.path
 

@@ -1,9 +1,6 @@
 """A posterior as a file: Zarr or NetCDF that xarray opens, with the mesh beside it as UGRID describes it."""
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from jaxtyping import Float
 
 from exafield import provenance
 from exafield.requirement import require
-from exafield.store import StoreError
+from exafield.store import StoreError, whole
 from exafield.subsurface.posterior import Posterior
 from exafield.subsurface.site import Site
 from exafield.subsurface.wells import Wells
@@ -56,22 +53,11 @@ def write(
     """
     check_target(path)
     dataset = _dataset(site, posterior, wells, attributes or {})
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
+    with whole(path) as part:
         if path.suffix == ".zarr":
             dataset.to_zarr(part, mode="w", zarr_format=2, consolidated=True)
-            if path.is_dir():
-                shutil.rmtree(path)
         else:
             dataset.to_netcdf(part, engine="h5netcdf")
-        part.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
 
 
 def _dataset(site: Site, posterior: Posterior, wells: Wells, attributes: Mapping[str, str]) -> Any:
