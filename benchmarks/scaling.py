@@ -122,8 +122,7 @@ def timed(one: Trainer, world: World, steps: int) -> float:
 def compared(world: World, blocks: int, steps: int) -> dict[str, Any]:
     """Machine, step, and for each reducer what was measured and what is predicted. Collective; whole on rank 0."""
     machine = calibrate(world)
-    several = len(world.nodes) > 1
-    reducers = {**ALL, **(NODES if several else ONE_NODE)}
+    reducers = {**ALL, **(NODES if len(world.nodes) > 1 else ONE_NODE)}
     trainers = {name: trainer(world, reducer) for name, reducer in reducers.items()}
     trace = Trace(0)
     alone = trainer(World.single(), ALL["static"], trace) if world.rank == 0 else None
@@ -152,10 +151,7 @@ def compared(world: World, blocks: int, steps: int) -> dict[str, Any]:
     )  # ranks that share a machine have
     rows = [row("alone", measured, simulate(step, ALL["bitvector"], steady, 1).seconds)]
     for name, reducer in reducers.items():
-        # Which way is taken on one node is not in the machine file but in the reducer.
-        plain = not several and (reducer.lag or reducer.collective == Flat(shared=False))
-        there = machine.with_({"uses.inside": "gloo", "uses.world": "gloo"}) if plain else machine
-        outcome = simulate(step, reducer, there, world.size)
+        outcome = simulate(step, reducer, machine, world.size)
         rows.append(row(name, measured, outcome.seconds) | {"breakdown": outcome.breakdown})
     about = {"seconds": step.seconds, "spread": step.spread, "crowding": dict(machine.host.crowding)}
     figures = {key: figure.value for key, figure in machine.figures.items()}

@@ -19,6 +19,8 @@ OPERATIONS: Final = {
 """What libraries do, and the algorithms by which they can; priced by :func:`exafield.pricing.cost`."""
 SCOPES: Final = ("world", "inside", "between")
 """Among whom: all ranks, those of each node, or one of each node."""
+SHARED: Final = "shared"
+"""The library that stands for shared memory, see :mod:`exafield.reduce.shared`."""
 ALGORITHMS: Final = tuple(dict.fromkeys(name for names in OPERATIONS.values() for name in names))
 
 

@@ -12,11 +12,11 @@ from test_climate_command import GRID, main, store  # noqa: E402
 
 from exafield.cli import main as command_line  # noqa: E402
 from exafield.climate.advice import as_flags  # noqa: E402
-from exafield.climate.command import FAILED
-from exafield.subcommand import USAGE  # noqa: E402
+from exafield.climate.command import FAILED  # noqa: E402
 from exafield.climate.exchange import StagingError  # noqa: E402
 from exafield.climate.grid import Grid  # noqa: E402
 from exafield.climate.masks import turn  # noqa: E402
+from exafield.subcommand import USAGE  # noqa: E402
 
 
 def test_advice_is_spelled_as_options() -> None:

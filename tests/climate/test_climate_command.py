@@ -14,7 +14,6 @@ from drawn_storms import add_cyclone, add_disc, add_river, calm
 from exafield.climate.besttracks import TrackFileError
 from exafield.climate.columns import read_table
 from exafield.climate.command import FAILED
-from exafield.subcommand import USAGE
 from exafield.climate.command import main as carry_out
 from exafield.climate.events import Found
 from exafield.climate.fields import CHANNELS, CYCLONE, RIVER
@@ -25,6 +24,7 @@ from exafield.climate.snapshot import Axes, SnapshotError
 from exafield.climate.tracking import Track, Tracker
 from exafield.climate.writing import MaskWriter
 from exafield.setting import RunError
+from exafield.subcommand import USAGE
 
 
 def main(arguments: list[str]) -> int:

@@ -27,7 +27,7 @@ from exafield.reduce.collective import Collective
 from exafield.reduce.control import Control
 from exafield.scaling import Step, StepError, simulate
 from exafield.scaling.simulation import PARTS
-from machine_of_tests import machine, quiet, step
+from machine_of_tests import library, machine, quiet, step
 
 CONTROLS = [Static(), Central(), Tree(), Tree(radix=2), Bitvector()]
 
@@ -46,6 +46,25 @@ def test_one_rank_takes_what_it_computes() -> None:
     assert outcome.breakdown["compute"] == pytest.approx(0.1)
     assert outcome.samples_per_second == pytest.approx(20.0)
     assert outcome.flops == pytest.approx(2e13)
+
+
+def test_shared_memory_is_priced_where_a_reducer_takes_it() -> None:
+    """On one node, by a flat all-reduce without lag or compression."""
+    plain = quiet()
+    sums = replace(library(launch=0.05), rules={"all_reduce": library().rules["all_reduce"]})
+    test = replace(
+        plain, libraries={**plain.libraries, "shared": sums}, uses={**plain.uses, "world": "shared", "inside": "shared"}
+    )
+    slow = simulate(step(), reducer(grouping=Single(), collective=Flat()), test, 6).seconds
+    assert slow > simulate(step(), reducer(grouping=Single(), collective=Flat()), plain, 6).seconds + 0.04
+    for other in (
+        {"collective": Flat(shared=False)},
+        {"collective": Flat(compress="bf16")},
+        {"collective": Hierarchical()},
+        {"lag": 1},
+    ):
+        how = reducer(**{"grouping": Single(), "collective": Flat(), **other})
+        assert simulate(step(), how, test, 6).seconds == simulate(step(), how, plain, 6).seconds, other
 
 
 @pytest.mark.parametrize("collective", [Flat(), Flat(compress="bf16"), Hierarchical(), Hierarchical(leaders=2)])

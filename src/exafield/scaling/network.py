@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from exafield.hardware import Device, Files, Host, Jitter, Library, Link, Rule
+from exafield.hardware import SHARED, Device, Files, Host, Jitter, Library, Link, Rule
 from exafield.machine import Machine
 from exafield.message import Stage
 from exafield.pricing import Cost, cost
@@ -36,7 +36,7 @@ _ALGORITHMS: Mapping[str, Mapping[str, str]] = {
         "all_gather": "ring",
         "all_to_all": "direct",
     },
-    "shared": {"all_reduce": "ring"},
+    SHARED: {"all_reduce": "ring"},
 }
 # Up to here one line is fitted to times by size, beyond another one [bytes]: our choice.
 _SMALL = 65_536
@@ -104,10 +104,10 @@ def network(world: World) -> Network:
     library = "nccl" if world.device.type == "cuda" else "gloo"
     plain = Flat(shared=False)
     ours = Flat() if usable(world, world.device) else plain
-    own = library if ours == plain else "shared"
+    own = library if ours == plain else SHARED
     single = _messages(world)
     tables = _tables(world, library)
-    if own == "shared":
+    if own == SHARED:
         tables.append(_Timed(own, "inside", "all_reduce", probe.sums(world, ours)))
     said = world.broadcast_object([[t.library, t.scope, t.operation, list(t.times.items())] for t in tables])
     tables = [_Timed(name, scope, operation, dict(rows)) for name, scope, operation, rows in said]

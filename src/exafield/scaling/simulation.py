@@ -8,10 +8,11 @@ import numpy as np
 from exafield.engine.pipes import Floats, Route, busiest
 from exafield.engine.virtual import Control, Load, alike, negotiate
 from exafield.engine.virtual import Step as Course
+from exafield.hardware import SHARED
 from exafield.machine import Machine
 from exafield.message import Topology
 from exafield.pricing import Cost, cost
-from exafield.reduce import Reducer
+from exafield.reduce import Flat, Reducer
 from exafield.scaling.picture import traced
 from exafield.scaling.step import Step
 from exafield.trace import Trace
@@ -120,13 +121,24 @@ def simulate(
     return _Run(step, reducer, machine, ranks, steps + _WARM, seed, data).outcome(full, trace)
 
 
+def _used(machine: Machine, reducer: Reducer) -> Machine:
+    """The machine, without shared memory unless this reducer takes it."""
+    flat = reducer.collective
+    takes = isinstance(flat, Flat) and flat.shared and flat.compress is None and not reducer.lag
+    if takes or SHARED not in machine.uses.values():
+        return machine
+    return machine.with_(
+        {f"uses.{scope}": machine.uses["between"] for scope, library in machine.uses.items() if library == SHARED}
+    )
+
+
 class _Run:
     """One point of a scaling curve: what its simulated runs have in common."""
 
     def __init__(
         self, step: Step, reducer: Reducer, machine: Machine, ranks: int, steps: int, seed: int, data: str
     ) -> None:
-        self.step, self.reducer, self.machine, self.ranks = step, reducer, machine, ranks
+        self.step, self.reducer, self.machine, self.ranks = step, reducer, _used(machine, reducer), ranks
         self.nodes = machine.nodes_for(ranks)
         self.each = min(ranks, machine.ranks_per_node)
         self.steps = steps
