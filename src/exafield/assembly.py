@@ -11,7 +11,7 @@ from exafield.optim import Optimiser, Schedule
 from exafield.problem import Problem
 from exafield.question import Question
 from exafield.reduce import Reducer
-from exafield.report import Logger
+from exafield.report import Logger, Report
 from exafield.run import (
     COLLECTIVE,
     CONTROL,
@@ -25,7 +25,10 @@ from exafield.run import (
     RunError,
     Training,
 )
+from exafield.store import RunFolder
 from exafield.tensorboard import TensorBoard, check_tensorboard
+from exafield.trainer import Trainer
+from exafield.world import World
 
 # Steps of linear warm-up of a cosine, where the run is ten times as long; our choice.
 _WARMUP = 30
@@ -177,4 +180,23 @@ def problem(run: Run) -> Any:
         schedule=schedule(training),
         seed=training.seed,
         batch_size=training.batch_size,
+    )
+
+
+def trainer(run: Run, question: Any, world: World, folder: RunFolder, report: Report) -> Trainer:
+    """What trains a problem, on this rank of a world, into a run folder."""
+    training, record = run.training, run.record
+    return Trainer(
+        question,
+        world,
+        reducer(run.reduction),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        folder=folder,
+        precision=training.precision,
+        clip=training.clip,
+        accumulate=training.accumulate,
+        log_every=record.log_every,
+        keep=record.keep,
+        report=report,
     )

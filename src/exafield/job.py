@@ -175,22 +175,9 @@ def carry_out(run: Run, *, resume: Path | None = None, say: Callable[[str], None
                 question.prepare(world, say if first else _silent)
             training, record = run.training, run.record
             with _settings_blamed():
-                trainer = Trainer(
-                    question,
-                    world,
-                    assembly.reducer(run.reduction),
-                    batch_size=training.batch_size,
-                    seed=training.seed,
-                    folder=folder,
-                    precision=training.precision,
-                    clip=training.clip,
-                    accumulate=training.accumulate,
-                    log_every=record.log_every,
-                    keep=record.keep,
-                    report=Report(
-                        first, folder.metrics, loggers=assembly.loggers(record, folder.path) if first else ()
-                    ),
-                )
+                loggers = assembly.loggers(record, folder.path) if first else ()
+                report = Report(first, folder.metrics, loggers=loggers)
+                trainer = assembly.trainer(run, question, world, folder, report)
             trainers.append(trainer)
             with stopping() as stop:
                 if resume is not None and not trainer.resume(training.on_resize) and first:

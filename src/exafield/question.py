@@ -94,6 +94,7 @@ class Microscopy:
     """
 
     name: ClassVar[str] = "microscopy"
+    in_memory: ClassVar[bool] = True  # whether nothing is read while it trains
 
     data: Simulation = field(default_factory=Simulation)
     dose: float | None = 1000.0
@@ -210,6 +211,7 @@ class Climate:
     """
 
     name: ClassVar[str] = "climate"
+    in_memory: ClassVar[bool] = False  # sets of real use are far larger
 
     data: Weather = field(default_factory=Weather)
     network: str = "tiramisu:width=0.25"
@@ -303,6 +305,7 @@ class Subsurface:
     """
 
     name: ClassVar[str] = "subsurface"
+    in_memory: ClassVar[bool] = True
 
     data: Aquifer = field(default_factory=Aquifer)
     generator: str = "spectral"

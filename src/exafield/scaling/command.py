@@ -31,9 +31,6 @@ exafield scale SUBJECT --help says more.
 
 _Parsed = Callable[..., Any]
 
-# Problems whose sets are kept in memory, and samples made of them while training.
-_IN_MEMORY = ("microscopy", "subsurface")
-
 
 def main(argv: Sequence[str], parsed: _Parsed, size: int) -> int:
     """Carries out the command, given without `exafield scale`; returns the exit code.
@@ -175,7 +172,7 @@ def _scale(arguments: Scale) -> int:
     nodes = parse_nodes(arguments.nodes or f"1..{machine.nodes}")
     machine.nodes_for(nodes[-1] * machine.ranks_per_node)
     subject = find(arguments.subject, print, _noise(arguments.noise))
-    data = arguments.data or ("memory" if subject.step.name in _IN_MEMORY else "local")
+    data = arguments.data or ("memory" if subject.in_memory else "local")
     if data == "memory":
         subject, data = replace(subject, step=replace(subject.step, read=0.0)), "local"
         print("data        in memory: nothing is read while it trains (--data local or shared: all in every epoch)")

@@ -30,12 +30,14 @@ class Subject:
         source: in words.
         reduction: of the run it was measured in; that of a run by default where there is none.
         ranks: that shared a node when it was measured.
+        in_memory: whether nothing is read while it trains.
     """
 
     step: Step
     source: str
     reduction: Reduction
     ranks: int = 1
+    in_memory: bool = False
 
 
 def tables() -> dict[str, Path]:
@@ -100,7 +102,7 @@ def _of_run(folder: Path, source: str, noise: float) -> Subject:
     except (ValueError, KeyError, IndexError, TypeError):  # it is not there, or damaged: then nothing is known of them
         ranks = 1
     run = load(folder / "run.yaml")
-    return Subject(replace(step, name=run.problem.name), source, run.reduction, ranks)
+    return Subject(replace(step, name=run.problem.name), source, run.reduction, ranks, run.problem.in_memory)
 
 
 def _trained(folder: Path) -> set[str]:
@@ -123,12 +125,12 @@ def _trained(folder: Path) -> set[str]:
 def _rehearsed(problem: str, say: Callable[[str], None], noise: float) -> Subject:
     """Trains a few steps on one rank, for their trace."""
     say(f"there is no run of {problem} under {ROOT}/ with a trace: training {_STEPS} steps on this machine")
+    run = laptop(problem)
     with TemporaryDirectory(prefix="exafield-") as folder:
-        rehearse(laptop(problem), RunFolder(Path(folder) / problem), say)
+        rehearse(run, RunFolder(Path(folder) / problem), say)
         step = replace(Step.from_trace(Path(folder) / problem, noise=noise), name=problem)
-    return Subject(
-        step, f"{_STEPS} steps of {problem}, trained on one rank of this machine just now", laptop(problem).reduction
-    )
+    source = f"{_STEPS} steps of {problem}, trained on one rank of this machine just now"
+    return Subject(step, source, run.reduction, in_memory=run.problem.in_memory)
 
 
 def rehearse(run: Run, folder: RunFolder, say: Callable[[str], None], steps: int = _STEPS) -> None:
@@ -145,7 +147,6 @@ def rehearse(run: Run, folder: RunFolder, say: Callable[[str], None], steps: int
     from exafield.report import Report
     from exafield.store import atomic_write
     from exafield.tracefile import save_trace
-    from exafield.trainer import Trainer
     from exafield.world import World
 
     training = replace(run.training, steps=steps, seconds=None)
@@ -155,18 +156,7 @@ def rehearse(run: Run, folder: RunFolder, say: Callable[[str], None], steps: int
         atomic_write(folder.config, runfile.write(whole, __version__).encode())
         question = assembly.problem(run)
         generate(run.problem, ProcessEngine(), say)
-        trainer = Trainer(
-            question,
-            world,
-            assembly.reducer(run.reduction),
-            batch_size=training.batch_size,
-            seed=training.seed,
-            folder=folder,
-            precision=training.precision,
-            clip=training.clip,
-            accumulate=training.accumulate,
-            report=Report(False, folder.metrics),
-        )
+        trainer = assembly.trainer(run, question, world, folder, Report(False, folder.metrics))
         trainer.meter.begin()
         for _ in range(steps):
             trainer.step()
