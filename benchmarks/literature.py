@@ -8,7 +8,8 @@ cori    samples/s of a climate network on Cori KNL, 1 to 1,024 ranks: fitted to 
 ends    the largest runs on Summit and Piz Daint: the jitter of a machine is fitted to one network, the others are
         predicted; then the jitter of each machine is taken from the other machines (leave one machine out).
 nsdi    bitvector and grouping against the coordinator on 6,000 ranks of Summit: nothing is fitted.
-metg    METG(50 %) of MPI point to point on 1 to 256 nodes of Cori Haswell: fitted to few nodes, the rest predicted.
+metg    METG(50 %) of MPI point to point on 1 to 256 nodes of Cori Haswell: fitted to few nodes, the rest predicted;
+        it takes a quarter of an hour.
 
 Null models: the efficiency at the largest scale that is known, for all scales; and a straight line in log2 of the
 number of ranks. Intervals are 95 %, from the uncertainty of every parameter that a prediction rests on, fitted or

@@ -56,24 +56,29 @@ def test_tables_are_made_by_the_tool(tmp_path):
 # ---- METG ----
 
 
-@pytest.mark.parametrize("pattern", ["stencil_1d", "nearest"])
-def test_metg_of_mpi_is_within_a_factor_of_two_up_to_where_the_network_is_quiet(pattern):
+@pytest.mark.parametrize(("pattern", "radix"), [("stencil_1d", 3), ("nearest", 5)])
+def test_metg_of_mpi_is_within_a_factor_of_two_up_to_64_nodes(pattern, radix):
+    """Fitted to 16 nodes and fewer. Messages are rarely held up, so that few nodes need more runs."""
     machine = Machine.load("cori-haswell")
-    radix, most = {"stencil_1d": (3, 64), "nearest": (5, 16)}[pattern]
     for nodes, truth in metg_published.MPI[pattern].items():
-        if nodes <= most:
-            assert 0.5 < truth / metg(machine, pattern, nodes, radix=radix, steps=60) < 2, nodes
+        if nodes <= 64:
+            modelled = metg(machine, pattern, nodes, radix=radix, steps=1000, repeats=max(5, 100 // nodes))
+            assert 0.5 < truth / modelled < 2, nodes
 
 
-def test_the_jump_beyond_is_not_in_a_model_without_contention():
+def test_the_jump_at_256_nodes_is_not_in_the_model():
+    """Even though messages that are held up make it rise, and without them it does not."""
     machine = Machine.load("cori-haswell")
-    values = [metg(machine, "stencil_1d", nodes, steps=40) for nodes in (64, 256)]
-    assert values[1] < 1.1 * values[0]
-    assert metg_published.MPI["stencil_1d"][256] > 4 * values[1]
+    few, many = (metg(machine, "stencil_1d", nodes, steps=500, repeats=2) for nodes in (16, 256))
+    assert many > 1.3 * few
+    assert metg_published.MPI["stencil_1d"][256] > 2 * many
+    free = machine.with_({"between.held": 0})
+    few, many = (metg(free, "stencil_1d", nodes, steps=40) for nodes in (16, 256))
+    assert many < 1.1 * few
 
 
 def test_metg_follows_from_overhead_and_latency_where_there_is_no_jitter():
-    quiet = Machine.load("cori-haswell").with_({"jitter.step": 0.0})
+    quiet = Machine.load("cori-haswell").with_({"jitter.step": 0.0, "between.held": 0.0})
     inside = quiet.inside
     # Two neighbours: a message to and from each, and the latency of the last one; half of the time is that.
     expected = 2 * (4 * inside.overhead + inside.latency + 16 / inside.bandwidth)
