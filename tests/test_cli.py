@@ -14,6 +14,7 @@ import pytest
 from exafield import __version__, runfile
 from exafield.cite import WORKS
 from exafield.cli import INTERRUPTED, MISSED, USAGE, main
+from exafield.store import whole
 from small import TEST, TRAIN, VALIDATION, write_cifs
 
 # Variables by which a launcher would be detected.
@@ -70,6 +71,26 @@ def test_parsing_a_training_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean(), check=True)
     assert "--ranks 0: at least one process" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["apply", "microscopy", "climate", "subsurface"])
+def test_a_command_that_is_terminated_leaves_no_half_of_a_file(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(*_: object) -> int:
+        with whole(tmp_path / "result.h5") as part:
+            part.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return 0
+
+    module = "exafield.apply" if command == "apply" else f"exafield.{command}.command"
+    monkeypatch.setattr(f"{module}.main", carry_out)
+    with pytest.raises(SystemExit) as end:
+        main([command, "anything"])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

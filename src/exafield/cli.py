@@ -101,7 +101,16 @@ def _command(argv: list[str], place: Place) -> int:
         return 0
     if argv[0] not in commands:
         raise RunError(unknown("command", argv[0], commands))
-    return commands[argv[0]](argv[1:], place)
+    if argv[0] not in _WRITING:
+        return commands[argv[0]](argv[1:], place)
+    from exafield.engine.signals import terminable
+
+    with terminable():
+        return commands[argv[0]](argv[1:], place)
+
+
+# Commands that SIGTERM ends by an exception, so that no half of a file stays.
+_WRITING = ("generate", "apply", "microscopy", "climate", "subsurface", "scale")
 
 
 def _end(place: Place | None, code: int) -> int:
