@@ -241,3 +241,26 @@ def test_what_goes_wrong_leaves_the_old_one(tmp_path: Path, name: str) -> None:
     assert not kill.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert read() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_takes_no_folders_place_and_nothing_none(tmp_path: Path) -> None:
+    """A user's folder may have the name by mistake."""
+    folder = tmp_path / "pictures.png"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match="Is a directory"), whole(folder) as part:
+        part.write_text("picture")
+    with pytest.raises(StoreError, match="No such file"), whole(folder):
+        pass
+    assert (folder / "mine.txt").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "a.json", b"new")
+    assert not list(tmp_path.iterdir())

@@ -58,13 +58,13 @@ class Number:
         kind = "a whole number" if self.whole else "a number"
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             return f"must be {kind}, got {value!r}"
-        if self.whole and value != math.inf and value != int(value):
-            return f"must be a whole number, got {value!r}"
         if value < self.least or value > self.most or (self.above and value == self.least):
             low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
             high = "" if self.most >= _MOST else f" and at most {self.most:g}"
             unit = "" if self.unit == "1" else f" {self.unit}"
             return f"must be {low}{high}{unit}, got {value!r}"
+        if self.whole and value != math.inf and value != int(value):
+            return f"must be a whole number, got {value!r}"
         return None
 
 
@@ -167,6 +167,9 @@ def _built(what: Any, tree: Any, figures: dict[str, Figure], key: str) -> Any:
     named = _mapping(tree, key)
     if isinstance(what, Words):
         _known(named, what.keys, key)
+        for name, word in named.items():
+            if not isinstance(word, str):
+                raise FigureError(f"{key}.{name} must be text, got {word!r}")
         return dict(named)
     if isinstance(what, Numbers):
         for name in named:

@@ -143,11 +143,12 @@ class Machine:
         """
         text = os.fspath(name)
         path = here() if text == "here" else Path(text)
+        where = str(path) if text == "here" else text
         preset = resources.files("exafield") / "machines" / f"{text.replace('_', '-').lower()}.yaml"
         try:
             content = preset.read_text() if text != "here" and preset.is_file() else path.read_text()
         except OSError as error:
-            if text == "here":
+            if text == "here" and isinstance(error, FileNotFoundError):
                 raise MachineError(
                     f"this machine has not been measured yet ({path} is not there): run exafield scale calibrate, or "
                     "name another one"
@@ -159,13 +160,13 @@ class Machine:
             raise MachineError(f"{path} is not text") from error
         try:
             tree = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the same, ten times faster
-        except yaml.YAMLError as error:
-            raise MachineError(f"{text}: this is not YAML ({error})") from error
+        except (yaml.YAMLError, ValueError) as error:  # such as a date that there is not
+            raise MachineError(f"{where}: this is not YAML ({error})") from error
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            raise MachineError(f"{text} is no machine file: it must begin with 'format: {FORMAT}'")
+            raise MachineError(f"{where} is no machine file: it must begin with 'format: {FORMAT}'")
         if tree.get("version") != VERSION:
-            raise MachineError(f"{text} has version {tree.get('version')!r}, and this exafield reads {VERSION}")
-        return _made({key: value for key, value in tree.items() if key not in ("format", "version")}, text)
+            raise MachineError(f"{where} has version {tree.get('version')!r}, and this exafield reads {VERSION}")
+        return _made({key: value for key, value in tree.items() if key not in ("format", "version")}, where)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file that :meth:`load` reads; an existing one is replaced as a whole."""

@@ -53,9 +53,10 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
 
 
 def remove(path: Path) -> None:
@@ -77,13 +78,13 @@ def whole(path: str | Path, advice: str = "free some space or choose another fol
     try:
         remove(partial)
         yield partial
-        if partial.is_file():
+        if partial.is_dir():
+            os.sync()  # a folder of thousands of files
+            if path.is_dir():
+                shutil.rmtree(path)
+        else:  # which takes no folder's place
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
-        else:
-            os.sync()  # a folder of thousands of files
-        if path.is_dir():
-            shutil.rmtree(path)
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:

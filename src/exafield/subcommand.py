@@ -57,5 +57,7 @@ def check_folder(path: Path) -> None:
 
 def check_picture(path: Path) -> None:
     """Raises RunError if a picture cannot be called that."""
+    if path.is_dir():
+        raise RunError(f"--out {path}: this is a folder: name a file")
     if path.suffix.lower() not in PICTURES:
         raise RunError(f"--out {path}: choose a name that ends in {', '.join(PICTURES)}")

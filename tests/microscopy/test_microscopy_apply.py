@@ -180,10 +180,21 @@ def test_a_finer_scan_is_read_as_several(work: Path, tmp_path: Path) -> None:
         prepared = prepare(scan, Calibration())
         found = reconstruct(prepared, model, assembly.sight())
         quick = reconstruct(prepared, model, assembly.sight(), quick=True)
-    assert any("the scan holds 2 x 2 scans of 0.5 A side by side" in note for note in found.notes)
+    assert any("the scan holds 4 scans of 0.5 A side by side" in note for note in found.notes)
     assert found.potential.shape == quick.potential.shape == (68, 68)
     assert (found.tiles, quick.tiles) == (4 + 2 * 2 + 4, 4)
     assert found.deviation.mean() < quick.deviation.mean()
+
+
+def test_scans_within_a_finer_one_that_are_too_small_are_left_out(work: Path, tmp_path: Path) -> None:
+    """Of 31 positions of 0.25 A every second makes 16, and those between 15: the network sees 16."""
+    path = tmp_path / "fine.h5"
+    record(path, named_crystal("W"), (0, 0, 1), Recording(size=(31, 33), step=0.25, detector_pixels=16, thickness=20.0))
+    model = Reconstructor(_Local())  # type: ignore[arg-type]
+    with open_scan(path) as scan:
+        found = reconstruct(prepare(scan, Calibration()), model, assembly.sight())
+    assert any("the scan holds 2 scans of 0.5 A side by side" in note for note in found.notes)
+    assert found.potential.shape == (64, 68)
 
 
 def test_a_coarser_scan_is_interpolated_and_warned_of(work: Path) -> None:

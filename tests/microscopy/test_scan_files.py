@@ -55,6 +55,19 @@ def test_a_file_of_py4dstem_and_its_calibrations(tmp_path: Path) -> None:
         assert scan.told.detector_step is None  # no angle without an energy
         _, said = Calibration(energy=200e3, scan_step=(0.5, 0.5)).over(scan.told)
     assert said == ["scan_step is 0.4 x 0.4 in the file, and 0.5 x 0.5 was given: what was given is taken"]
+    with h5py.File(path, "a") as file:
+        file["datacube_root/metadatabundle/calibration/accelerating_voltage"] = 300.0
+    with open_scan(path) as scan:
+        told, said = Calibration(energy=200e3).over(scan.told)
+        assert scan.told.resolved().detector_step == pytest.approx((0.05 * 0.01969, 0.05 * 0.01969), rel=1e-3)
+    # A frequency becomes an angle by the energy that counts.
+    assert told.detector_step == pytest.approx((0.05 * 0.02508, 0.05 * 0.02508), rel=1e-3)
+    assert said == ["energy is 300000 in the file, and 200000 was given: what was given is taken"]
+    with h5py.File(path, "a") as file:
+        file.attrs["semiangle_cutoff"] = 1000.0
+    with open_scan(path) as scan:
+        assert scan.told.convergence_angle is None
+        assert "is left out: convergence_angle is in rad: 1 is no small angle" in scan.said[-1]
 
 
 def test_older_emd_with_vectors_and_units_that_give_the_order(tmp_path: Path) -> None:
@@ -169,8 +182,11 @@ def test_mib(tmp_path: Path, kind: str, bits: int, chips: int) -> None:
 def test_mib_that_is_not_whole_or_not_known(tmp_path: Path) -> None:
     path = tmp_path / "scan.mib"
     write_mib(path, np.zeros((4, 64, 64), np.uint16), "U16")
-    with pytest.raises(ScanError, match=r"holds 4 patterns, and --shape 2 3 needs 6"):
+    with pytest.raises(ScanError, match=r"holds 4 patterns, and 2 x 3 positions \(--shape\) need 6"):
         open_scan(path, scan_shape=(2, 3))
+    path.with_suffix(".hdr").write_text("HDR\t\nScanX:\t3\nScanY:\t2\nEnd\t\n")
+    with pytest.raises(ScanError, match=r"2 x 3 positions \(its \.hdr file\) need 6: is the file whole"):
+        open_scan(path)
     path.with_suffix(".hdr").write_text("HDR\t\nScanX:\t2\nScanY:\t2\nEnd\t\n")
     with open_scan(path) as scan:
         assert scan.shape == (2, 2, 64, 64)
@@ -199,12 +215,27 @@ def test_raw_numbers(tmp_path: Path) -> None:
     for changed, said in (
         ({"scan_shape": (5, 5)}, r"25 patterns of 6 x 7 >u2 need \d+: it ends after pattern 20; is it cut off"),
         ({"dtype": "nonsense"}, "--dtype nonsense: it must be a type of numbers"),
+        ({"dtype": "i4,,"}, "--dtype i4,,: it must be a type of numbers"),
+        ({"dtype": "2u2)"}, "it must be a type of numbers"),
         ({"dtype": "O"}, "--dtype O: it must be a type of real numbers"),
         ({"dtype": None}, "of raw numbers give all of --shape"),
         ({"gap": -1}, "0 or more"),
     ):
         with pytest.raises(ScanError, match=said):
             open_scan(path, **{**how, "offset": 6, "gap": 3, **changed})  # type: ignore[arg-type]
+
+
+def test_a_folder_is_no_file_of_raw_numbers(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="is a folder, not a file of raw numbers"):
+        open_scan(tmp_path, scan_shape=(4, 5), detector_shape=(6, 7), dtype="u2")
+
+
+def test_a_potential_without_axes_is_none(tmp_path: Path) -> None:
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    root.create_array("patterns", data=DATA)
+    root.create_array("truth/potential", data=np.ones((8, 8)))
+    with open_scan(tmp_path / "a.zarr") as scan:
+        assert scan.truth is None
 
 
 def test_what_is_no_scan(tmp_path: Path) -> None:
@@ -237,6 +268,8 @@ def test_what_is_no_scan(tmp_path: Path) -> None:
         whole(path)
     with pytest.raises(ScanError, match=r"but the file states 4 x 5 x 6 x 7: leave it out"):
         open_scan(py4dstem(tmp_path / "cube.h5"), scan_shape=(2, 10))
+    with pytest.raises(ScanError, match=r"--axes a,b,c,d: it must name each of x, y, kx, ky once"):
+        open_scan(py4dstem(tmp_path / "cube.h5"), axes=("a", "b", "c", "d"), scan_shape=(2, 10))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def crystals(name: str) -> str:
         RunError: a part is none of these.
         DatasetError: the data set is not on this machine; says how to get it.
     """
-    if Path(name).is_dir() and name not in datasets.REGISTRY:
+    if name and Path(name).is_dir() and name not in datasets.REGISTRY:
         return name
     return ",".join(_crystals(part.strip()) for part in name.split(","))
 
@@ -70,6 +70,8 @@ def _crystals(name: str) -> str:
         return name
     if name in datasets.REGISTRY:
         return str(datasets.find(name))
+    if not name:
+        raise RunError("problem.data: crystals: an empty name: is there a comma too many?")
     if Path(name).is_dir() or (name.lower().endswith(".cif") and Path(name).is_file()):
         return name
     raise RunError(

@@ -80,12 +80,12 @@ class Calibration:
     def over(self, told: "Calibration") -> tuple["Calibration", list[str]]:
         """This, and where it says nothing what a file told; with a line for each contradiction between the two."""
         said = []
-        whole = told
+        whole, stated = told, told.resolved()
         for field in fields(self):
             name, mine = field.name, getattr(self, field.name)
             if mine is None:
                 continue
-            theirs = getattr(told, name)
+            theirs = getattr(stated, name)
             if theirs is not None and not _alike(mine, theirs):
                 said.append(
                     f"{name} is {_text(theirs)} in the file, and {_text(mine)} was given: what was given is taken"
@@ -173,8 +173,24 @@ def plain(unit: str) -> str:
     return text.lower().replace("_", "")
 
 
-def from_axes(axes: Sequence[Axis | None]) -> Calibration:
-    """What axes (x, y, kx, ky) state; nothing of those whose unit is none that is known."""
+def _made(found: Mapping[str, Any], said: list[str]) -> Calibration:
+    """What a file states, without what cannot be, of which `said` takes a line."""
+    possible = {}
+    for name, value in found.items():
+        try:
+            Calibration(**{name: value})
+        except ScanError as error:
+            said.append(f"something that the file states is left out: {error}")
+        else:
+            possible[name] = value
+    return Calibration(**possible)
+
+
+def from_axes(axes: Sequence[Axis | None], said: list[str]) -> Calibration:
+    """What axes (x, y, kx, ky) state; nothing of those whose unit is none that is known.
+
+    `said` takes a line for each value that cannot be.
+    """
     found: dict[str, Any] = {}
     for name, pair, table in (
         ("scan_step", axes[:2], _LENGTHS),
@@ -184,11 +200,13 @@ def from_axes(axes: Sequence[Axis | None]) -> Calibration:
         steps = [abs(a.step) * table[plain(a.unit)] for a in pair if a is not None and plain(a.unit) in table]
         if len(steps) == 2 and all(step > 0 for step in steps):
             found[name] = (steps[0], steps[1])
-    return Calibration(**found)
+    return _made(found, said)
 
 
-def from_facts(facts: Mapping[str, Any]) -> Calibration:
+def from_facts(facts: Mapping[str, Any], said: list[str]) -> Calibration:
     """What scalars of a file state, by the names that py4DSTEM, abTEM and this package give them.
+
+    `said` takes a line for each value that cannot be.
 
     A voltage or an energy below 2,000 is in kV or keV. What is called energy and no more must be in eV.
     """
@@ -220,7 +238,7 @@ def from_facts(facts: Mapping[str, Any]) -> Calibration:
         found["rotation"] = math.degrees(number["qr_rotation"])
     if "qr_flip" in facts or "QR_flip" in facts:
         found["transpose"] = bool(facts.get("QR_flip", facts.get("qr_flip")))
-    return Calibration(**found)
+    return _made(found, said)
 
 
 def _is_number(value: Any) -> bool:

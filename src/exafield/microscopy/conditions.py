@@ -12,7 +12,6 @@ from torch import Tensor
 
 #: In the order in which they stand in a tensor.
 NAMES = ("energy", "convergence angle", "thickness", "log10 of electrons per pattern")
-UNITS = ("eV", "rad", "A", "1")
 #: Electrons per pattern that noiseless patterns count as: with more, noise does not matter (our choice).
 NOISELESS = 1e6
 

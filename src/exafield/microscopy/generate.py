@@ -56,7 +56,8 @@ class Generation:
         parametrisation: of the scattering factors.
         largest_edge: of a cell across the beam [A].
         crystals: "embedded" for the built-in table, a folder of CIF files, CIF files, or several of these with commas.
-        precision: that patterns are kept in: fp16 rounds to a two-thousandth, far below any counting noise.
+        precision: that patterns are kept in: fp16 rounds to a two-thousandth, and below a share of 6e-5 of the beam to
+            6e-8, far below any counting noise.
         seed: of what is drawn. A sample depends on it, its view and its number alone, not on other crystals.
     """
 
@@ -96,6 +97,11 @@ class Generation:
         for name, least in (("detector_pixels", 2), ("variants", 1), ("thicknesses", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"generation: {name} must be {least} or more, got {getattr(self, name)}")
+        widest = self.detector_reach * self._range("convergence_angle")[1]
+        if widest > 0.5:
+            raise ValueError(
+                f"generation: the detector would reach to {widest:g} rad: convergence_angle is in rad, 25 mrad is 0.025"
+            )
         if self.thickness < self.slice_thickness:
             raise ValueError(
                 f"generation: thickness, {self.thickness} A, must be at least one slice of {self.slice_thickness} A"
@@ -163,7 +169,9 @@ def crystals(source: str) -> Iterator[Crystal]:
     """
     refused = []
     usable = False
-    for part in [source] if Path(source).is_dir() else source.split(","):
+    for part in [source] if source and Path(source).is_dir() else source.split(","):
+        if not part:
+            raise CrystalError(f"crystals: an empty name in {source!r}")
         if part == "embedded":
             yield from embedded()
             usable = True

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from exafield.store import whole
+
 
 @dataclass(frozen=True)
 class Example:
@@ -75,7 +77,8 @@ def reconstructions(path: str | Path, examples: Sequence[Example], *, pixel: flo
         line[1].text(1.5, 0.75, "2 Å", color="white", ha="center", va="bottom", fontsize=7)
     axes[-1][0].set_xlabel("scattering angle [mrad]", fontsize=7)
     figure.supxlabel(caption, fontsize=8)
-    figure.savefig(path)
+    with whole(path) as part:
+        figure.savefig(part)
 
 
 def conditions(path: str | Path, report: Mapping[str, Any]) -> None:
@@ -110,4 +113,5 @@ def conditions(path: str | Path, report: Mapping[str, Any]) -> None:
     axes[3].set_title("share that it holds", fontsize=9)
     axes[3].tick_params(labelsize=7)
     axes[3].grid(alpha=0.3)
-    figure.savefig(path)
+    with whole(path) as part:
+        figure.savefig(part)

@@ -60,8 +60,7 @@ def open_scan(
         opened = _zarr(path, dataset)
     elif suffix == ".mib":
         merlin = Merlin(path)
-        opened = Opened(merlin)
-        scan_shape = scan_shape or _beside(path)
+        opened = Opened(merlin, scan_shape=_beside(path))
     elif suffix == ".npy":
         try:
             opened = Opened(np.lib.format.open_memmap(path, mode="r"))
@@ -107,16 +106,21 @@ def _hdf5(path: Path, dataset: str | None) -> Opened:
             facts |= {str(k): _scalar(v) for k, v in item.attrs.items()}
             if hasattr(item, "dtype") and item.shape == () and item.dtype.kind != "V":
                 facts[key.rpartition("/")[2]] = _scalar(item[()])
-        truth = None
-        if f"{TRUTH}/potential" in found:
-            truth = Truth(*(np.asarray(found[f"{TRUTH}/{part}"][...]) for part in ("potential", "x", "y")))
-        return Opened(stack, axes, facts, truth, file)
+        return Opened(stack, axes, facts, _truth(found), file)
     except BaseException as error:
         file.close()
         # What HDF5 finds damaged on its way; its kind depends on what is.
-        if isinstance(error, OSError | RuntimeError | KeyError | ValueError) and not isinstance(error, ScanError):
+        if isinstance(error, OSError | RuntimeError | KeyError | ValueError | TypeError) and not isinstance(
+            error, ScanError
+        ):
             raise ScanError(f"{path} is a damaged HDF5 file ({error}): copy it again") from error
         raise
+
+
+def _truth(arrays: Mapping[str, Any]) -> Truth | None:
+    """The potential behind a simulated scan, if it is there with its axes."""
+    names = [f"{TRUTH}/{part}" for part in ("potential", "x", "y")]
+    return Truth(*(np.asarray(arrays[name][...]) for name in names)) if all(name in arrays for name in names) else None
 
 
 def _walk(group: Any, before: str = "", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -198,10 +202,7 @@ def _zarr(path: Path, dataset: str | None) -> Opened:
         facts |= _flat(dict(item.attrs))
     about = dict(arrays[name].attrs)
     axes = [_stated(axis) for axis in about.get("axes", [])] if isinstance(about.get("axes"), list) else []
-    truth = None
-    if f"{TRUTH}/potential" in arrays:
-        truth = Truth(*(np.asarray(arrays[f"{TRUTH}/{part}"][...]) for part in ("potential", "x", "y")))
-    return Opened(arrays[name], axes, facts, truth)
+    return Opened(arrays[name], axes, facts, _truth(arrays))
 
 
 # Codecs of format 2 that only move bytes. Others of numcodecs unpickle, or are unknown here.
@@ -273,12 +274,14 @@ def _raw(
         )
     try:
         kind = np.dtype(dtype)
-    except TypeError as error:
+    except (TypeError, ValueError, SyntaxError) as error:
         raise ScanError(f"--dtype {dtype}: it must be a type of numbers such as uint8, >u2 or float32") from error
     if kind.kind not in "buif":
         raise ScanError(f"--dtype {dtype}: it must be a type of real numbers such as uint8, >u2 or float32")
     if min(*scan_shape, *detector_shape) < 1 or offset < 0 or gap < 0:
         raise ScanError("--shape and --detector-shape must be 1 or more, --offset and --gap 0 or more")
+    if not path.is_file():
+        raise ScanError(f"{path} is a folder, not a file of raw numbers")
     count, pattern = scan_shape[0] * scan_shape[1], detector_shape[0] * detector_shape[1] * kind.itemsize
     needed, there = offset + count * pattern + (count - 1) * gap, path.stat().st_size
     if there < needed:

@@ -201,6 +201,8 @@ def reconstruct(
             positions(n, own, sight.step, complete, sight.step * at / of)
             for n, own, at, of in zip(scan.shape[:2], c.scan_step, shift, many, strict=True)
         )
+        if any(shift) and min(one.weights.shape[0] for one in along) < sight.probes:
+            continue  # one that begins later may have a position less
         check_reach(scan, (along[0], along[1]), sight.probes)
         if not any(shift):
             electrons = c.dose * along[0].gathered * along[1].gathered
@@ -224,9 +226,7 @@ def reconstruct(
     warnings += check_steps(prepared, sight.step, 2 * sight.reach * c.convergence_angle / sight.bins)
     warnings += [*outside(model, c, electrons), *said]
     if len(found) > 1:
-        notes.append(
-            f"the scan holds {many[0]} x {many[1]} scans of {sight.step:g} A side by side: their mean is taken"
-        )
+        notes.append(f"the scan holds {len(found)} scans of {sight.step:g} A side by side: their mean is taken")
     if electrons > 1.2 * c.dose:
         notes.append(f"neighbouring patterns are averaged: {electrons:.4g} electrons in each that the network sees")
     if lost:

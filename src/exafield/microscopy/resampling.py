@@ -193,7 +193,7 @@ class Resampled:
         self.scan, self.detector, self.along, self._scale = scan, detector, along, scale
         self.shape = (along[0].weights.shape[0], along[1].weights.shape[0])
         self._rows: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
-        self.missing, self.lost = 0, 0
+        self.lost = 0
 
     def band(self, low: int, high: int) -> Float[np.ndarray, "x y bx by"]:
         """Square roots of the intensity, as shares of the incident beam, of the rows from `low` to `high`.
@@ -229,7 +229,6 @@ class Resampled:
         if good.all():
             return self._scaled(flat @ weights, shape)
         # What is missing in one pattern alone is made up for by the rest of its bin.
-        self.missing += int((~good).sum())
         flat[~good] = 0.0
         seen, full = good.astype(np.float32) @ weights, np.asarray(weights.sum(0)).ravel()
         found = np.where(seen > 0.1 * full, flat @ weights * (full / np.maximum(seen, 1e-9)), np.nan)

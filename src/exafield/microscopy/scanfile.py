@@ -50,6 +50,7 @@ class Opened:
         truth: the potential that the scan was simulated from, where the file holds it.
         owner: what is closed at the end.
         said: what a user should know.
+        scan_shape: rows and columns that a file beside it states, where it only counts patterns itself.
     """
 
     stack: Stack
@@ -58,6 +59,7 @@ class Opened:
     truth: "Truth | None" = None
     owner: Any = None
     said: list[str] = field(default_factory=list)
+    scan_shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ class ScanFile:
         self.path, self.truth, self.said, self._owner = path, opened.truth, list(opened.said), opened.owner
         stack, stated = opened.stack, list(opened.axes)
         if len(stack.shape) == 3:
-            stack = _Folded(path, stack, scan_shape)
+            stack = _Folded(path, stack, scan_shape or opened.scan_shape, "--shape" if scan_shape else "its .hdr file")
             self.said += stack.said
             stated = [None, *stated] if len(stated) == 3 else []
         elif len(stack.shape) != 4:
@@ -105,12 +107,12 @@ class ScanFile:
                 f"{path}: the array has the shape {_by(stack.shape)}; a scan has four axes (two of the scan, two of "
                 "the detector), or three of which the first counts patterns"
             )
-        elif scan_shape is not None and _scan_part(stack.shape, axes) != scan_shape:
+        self._stack = stack
+        self._order = self._ordered(axes, stated)
+        if len(opened.stack.shape) == 4 and scan_shape is not None and _scan_part(stack.shape, axes) != scan_shape:
             raise ScanError(
                 f"{path}: --shape {scan_shape[0]} {scan_shape[1]}, but the file states {_by(stack.shape)}: leave it out"
             )
-        self._stack = stack
-        self._order = self._ordered(axes, stated)
         self.shape: tuple[int, int, int, int] = tuple(stack.shape[at] for at in self._order)  # type: ignore[assignment]
         if min(self.shape) < 2:
             raise ScanError(f"{path}: a scan of {_by(self.shape)} (x, y, kx, ky) has an axis with less than 2 points")
@@ -118,7 +120,7 @@ class ScanFile:
         if self.dtype.kind not in "buif":
             raise ScanError(f"{path}: patterns have the type {self.dtype}, which is no real number")
         along = [stated[at] for at in self._order] if len(stated) == 4 else [None] * 4
-        self.told: Calibration = both(from_facts(opened.facts), from_axes(along)).resolved()
+        self.told: Calibration = both(from_facts(opened.facts, self.said), from_axes(along, self.said))
 
     def _ordered(self, axes: Sequence[str] | None, stated: Sequence[Axis | None]) -> tuple[int, ...]:
         """Where x, y, kx, ky are among the axes of the file."""
@@ -191,7 +193,7 @@ class ScanFile:
 class _Folded:
     """Patterns that a file only counts, as rows of a scan."""
 
-    def __init__(self, path: Path, stack: Stack, shape: tuple[int, int] | None) -> None:
+    def __init__(self, path: Path, stack: Stack, shape: tuple[int, int] | None, said: str) -> None:
         count = stack.shape[0]
         self.said: list[str] = []
         if shape is None:
@@ -205,11 +207,11 @@ class _Folded:
             self.said.append(f"{count} patterns are taken as {side} rows of {side}; if that is wrong give --shape")
         if shape[0] * shape[1] > count:
             raise ScanError(
-                f"{path} holds {count} patterns, and --shape {shape[0]} {shape[1]} needs {shape[0] * shape[1]}: is the "
-                "shape right, and the file whole?"
+                f"{path} holds {count} patterns, and {shape[0]} x {shape[1]} positions ({said}) need "
+                f"{shape[0] * shape[1]}: is the file whole? If so, --shape says how many there are"
             )
         if shape[0] * shape[1] < count:
-            self.said.append(f"of {count} patterns the first {shape[0] * shape[1]} are taken, as --shape says")
+            self.said.append(f"of {count} patterns the first {shape[0] * shape[1]} are taken, by {said}")
         self._stack, self.shape, self.dtype = stack, (*shape, *stack.shape[1:]), stack.dtype
 
     def __getitem__(self, place: tuple[slice, ...]) -> NDArray[Any]:

@@ -5,6 +5,9 @@ potential of the whole array that they were simulated in. In "paper" that is 1,0
 in 16 bits; in "compact" 64 x 256 x 256. Files are HDF5 in the EMD layout (version 0.2, emdatasets.com) or Zarr. Each is
 written by the worker that simulates it, in parts, so that neither it nor anybody else holds a whole sample; it gets its
 name when it is complete, so that an interrupted generation goes on where it stopped.
+
+In 16 bits patterns are kept times their number of pixels, or 2^15 if that is less: as shares of the beam most of the
+dark field would lie below what such numbers resolve (6e-8). `about` tells that factor, `pattern_factor`, and units do.
 """
 
 import json
@@ -24,10 +27,12 @@ from exafield.microscopy.potential import Slices, projected_slices
 from exafield.microscopy.recipe import DTYPES, Recipe, described
 from exafield.microscopy.views import View
 from exafield.requirement import require
-from exafield.store import StoreError, locked, whole
+from exafield.store import StoreError, atomic_write, locked, whole
 
-FORMAT = 1
+FORMAT = 2
 _PROBES = 64  # patterns that are in memory together
+# Largest factor on a pattern whose sum is 1, so that not even all of the beam in one pixel overflows 16 bits (65,504).
+_LARGEST = 2.0**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +83,14 @@ def generate(
             folder.mkdir(parents=True, exist_ok=True)
             head = folder / "made_with.json"
             if head.exists():
-                have = json.loads(head.read_text())
+                have = _made_with(head)
                 if have != made_with:
                     changed = [k for k in sorted({*have, *made_with}) if have.get(k) != made_with.get(k)]
                     raise StoreError(
                         f"{folder} was made with other parameters ({', '.join(changed)}): choose another folder"
                     )
             else:
-                head.write_text(json.dumps(made_with))
+                atomic_write(head, json.dumps(made_with).encode())
         except OSError as error:
             raise StoreError(f"{folder}: cannot be written: {error.strerror}") from error
         tasks = (
@@ -94,6 +99,16 @@ def generate(
             if not (path := folder / f"{key}{suffix}").exists()
         )
         return sum(1 for _ in (engine or ProcessEngine()).map(write, tasks))
+
+
+def _made_with(head: Path) -> dict[str, Any]:
+    try:
+        have = json.loads(head.read_text())
+    except ValueError as error:
+        raise StoreError(f"{head} is damaged ({error}): choose another folder") from error
+    if not isinstance(have, dict):
+        raise StoreError(f"{head} is not of this package: choose another folder")
+    return have
 
 
 def specimen(view: View, recipe: Recipe, layout: Layout) -> Slices:
@@ -129,12 +144,13 @@ def write(task: tuple[View, Recipe, Layout, str]) -> str:
     positions = torch.cartesian_prod(x, y)
     scanner, *_ = microscope.scanner(array, positions)
     dtype = np.dtype(DTYPES[recipe.precision])
+    factor = min(float(array[0].numel()), _LARGEST) if dtype == np.float16 else 1.0
 
     def parts() -> Iterator[np.ndarray]:
         for part in positions.split(_PROBES):
             out = torch.zeros(1, len(part), *array.shape[1:], dtype=torch.float32)
             scanner.fill(out, part)
-            yield out[0].numpy().astype(dtype)
+            yield (factor * out[0].numpy()).astype(dtype)
 
     about = {
         "format": FORMAT,
@@ -145,6 +161,7 @@ def write(task: tuple[View, Recipe, Layout, str]) -> str:
         "thickness_angstrom": slices.thickness * len(slices.order),
         "sampling_angstrom": list(slices.sampling),
         "scan_step_angstrom": step,
+        "pattern_factor": factor,
         "path": str(scanner.path),
     }
     potential = slices.total.repeat(slices.repeats).float()[None]
@@ -175,7 +192,7 @@ def _hdf5(
         file.attrs.update({"version_major": 0, "version_minor": 2, "about": json.dumps(about)})
         pixels = [("slice", 1.0, "1"), ("x", sampling[0], "A"), ("y", sampling[1], "A")]
         for name, units, size, kind, along in (
-            ("cbed", "share of the beam", shape, dtype, axes),
+            ("cbed", f"share of the beam / {about['pattern_factor']:g}", shape, dtype, axes),
             ("2d_potential", "V A", potential.shape, np.dtype(np.float32), pixels),
         ):
             group = file.create_group(f"data/{name}")
@@ -206,6 +223,7 @@ def _zarr(
     root.attrs["about"] = json.dumps(about)
     data = root.create_array("cbed", shape=shape, dtype=dtype.str, chunks=(min(_PROBES, shape[0]), *shape[1:]))
     data.attrs["axes"] = [list(axis) for axis in axes]
+    data.attrs["units"] = f"share of the beam / {about['pattern_factor']:g}"
     low = 0
     for part in parts:
         data[low : low + len(part)] = part

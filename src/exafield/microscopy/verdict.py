@@ -176,9 +176,10 @@ def judge(
 
     dose_masks = {named(dose): np.array([d == dose for d in of_dose]) for dose in test}
     # Thicknesses are rounded to whole slices, so that some lie a little outside their group.
-    group = np.clip(np.searchsorted(thicknesses, thickness) - 1, 0, max(len(thicknesses) - 2, 0))
+    edges = np.unique(thicknesses) if len(set(thicknesses)) > 1 else np.repeat(thicknesses[:1], 2)
+    group = np.clip(np.searchsorted(edges, thickness) - 1, 0, len(edges) - 2)
     thickness_masks = {
-        f"{low:.0f} to {high:.0f} A": group == number for number, (low, high) in enumerate(pairwise(thicknesses))
+        f"{low:.3g} to {high:.3g} A": group == number for number, (low, high) in enumerate(pairwise(edges))
     }
     report = Report(
         network=together(assessed),

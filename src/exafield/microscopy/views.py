@@ -194,7 +194,7 @@ def views(crystal: Crystal, max_edge: float = 9.0, max_repeat: float = 45.0) -> 
     """The inequivalent views among [001], [100], [010] and [110], or none where the cell is skew.
 
     [100] and [010] are left out where a turn of the crystal (a fourfold axis along c, a threefold one along the body
-    diagonal) makes them the same as another; [110] is taken where a fourfold axis makes a equal to b.
+    diagonal) makes them the same as another; [110] is taken where either makes a equal to b.
     Turns are looked for in the atoms, not in the label of the space group.
 
     Args:

@@ -87,7 +87,7 @@ def _sourced(machine: Machine) -> Machine:
     """The same, with what each number rests on."""
     by = f"exafield scale calibrate, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}"
     figures = {key: figure.value for key, figure in machine.with_({}).figures.items()}
-    chosen = {key for key in figures if key.endswith(("contention", "full", "rails", "most"))}
+    chosen = {key for key in figures if key.endswith(("contention", "full", "rails", "most", "held", "hold"))}
     fitted = {key for key in figures if key.startswith("libraries.")} - chosen
     if machine.nodes == 1:
         chosen |= {key for key in figures if key.startswith("between.")}

@@ -11,6 +11,7 @@ from typing import Any
 from exafield.launch import cores, spawn
 from exafield.scaling.flags import Calibrate, Graph, Machines, Scale, Show, named, reduction, several
 from exafield.setting import RunError
+from exafield.subcommand import check_folder
 from exafield.suggestion import counted
 
 USAGE = 2
@@ -61,11 +62,9 @@ def _calibrate(arguments: Calibrate, size: int) -> int:
     from exafield.machine import here
 
     out = here() if arguments.out is None else arguments.out
-    if arguments.out is None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    elif not out.absolute().parent.is_dir():
-        raise RunError(f"--out {out}: there is no folder {out.parent}")
-    _writable(out)
+    if arguments.out is not None:
+        check_folder(out)
+    _writable(out, make=arguments.out is None)
     ranks = min(8, max(2, cores())) if arguments.ranks is None else arguments.ranks
     if ranks < 2:
         raise RunError(f"--ranks {ranks}: messages are measured, so at least two processes are needed")
@@ -78,9 +77,11 @@ def _calibrate(arguments: Calibrate, size: int) -> int:
     return 0
 
 
-def _writable(out: Path) -> None:
-    """Measuring takes half a minute, so it is tried first whether a file can be written."""
+def _writable(out: Path, *, make: bool) -> None:
+    """Measuring takes half a minute: it is tried first whether a file can be written, with `make` in a new folder."""
     try:
+        if make:
+            out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise IsADirectoryError(EISDIR, strerror(EISDIR))
         with TemporaryFile(dir=out.absolute().parent):
@@ -89,15 +90,18 @@ def _writable(out: Path) -> None:
         raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
+_MISSING = f"{'here':16s} not measured yet: exafield scale calibrate"
+
+
 def _machines(arguments: Machines) -> int:
-    from exafield.machine import Machine, MachineError, machines
+    from exafield.machine import Machine, MachineError, here, machines
 
     for name in machines():
         print(_listed(name, Machine.load(name)))
     try:
-        print(_listed("here", Machine.load("here")))
-    except MachineError:
-        print(f"{'here':16s} not measured yet: exafield scale calibrate")
+        print(_listed("here", Machine.load("here")) if here().exists() else _MISSING)
+    except MachineError as error:
+        print(f"{'here':16s} {error}")
     return 0
 
 

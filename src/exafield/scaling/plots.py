@@ -6,6 +6,7 @@ from typing import Any
 
 from exafield.scaling.study import Curve, Point, Study
 from exafield.scaling.waterfall import CAUSES, waterfall
+from exafield.store import whole
 
 # Distinct for colour-blind eyes as well (Okabe and Ito 2008), and never by colour alone.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,7 +54,8 @@ def scaling(path: Path, made: Study) -> None:
     left.legend(fontsize=7, loc="lower left")
     right.legend(handles=[without], fontsize=7, loc="upper left")
     figure.suptitle(f"{made.step.name} on {made.machine.name}, modelled", fontsize=10)
-    figure.savefig(path)
+    with whole(path) as part:
+        figure.savefig(part)
 
 
 def losses(path: Path, made: Study) -> None:
@@ -64,7 +66,8 @@ def losses(path: Path, made: Study) -> None:
     _fall(right, curve.last)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(_PARTS), fontsize=7)
     figure.suptitle(f"{made.step.name} on {made.machine.name}, {curve.name}, modelled", fontsize=10)
-    figure.savefig(path)
+    with whole(path) as part:
+        figure.savefig(part)
 
 
 def _stacked(axes: Any, curve: Curve) -> None:

@@ -55,8 +55,6 @@ CORI_KNL: Mapping[int, float] = {
     1: 0.0661, 2: 0.1294, 4: 0.2586, 8: 0.5133, 16: 1.024, 32: 2.029, 64: 3.989, 128: 7.943, 256: 15.81, 512: 31.50,
     1024: 62.01,
 }  # fmt: skip
-# FLOP/s that the same table states for one rank.
-CORI_KNL_RATE = 1.23e12
 
 
 def efficiencies(samples: Mapping[int, float]) -> dict[int, float]:

@@ -48,6 +48,9 @@ def recorded(trace: Trace | str | os.PathLike[str], model: nn.Module | None, noi
         )
     spread = _quiet(seen, noise)
     latest = noted[-1]
+    for name, span in latest.about.items():
+        if not {"scope", "bytes", "kind"} <= span.args.keys():
+            raise StepError(f"the trace is damaged: of gradient {name!r} it does not tell scope, bytes and kind")
     layers = tuple(
         Layer(
             TensorInfo(
@@ -155,7 +158,7 @@ def _of_model(layers: tuple[Layer, ...], model: nn.Module) -> tuple[Layer, ...]:
     other = [name for name in sizes if name in traced and traced[name].info.nbytes != sizes[name]]
     if strange or other or len(lacking) == len(sizes):
         name = (strange or other or lacking)[0]
-        if strange or lacking:
+        if strange or not other:
             why = f"its gradient {name!r} is {'not in this model' if strange else 'missing'}"
         else:
             why = f"{name!r} has {traced[name].info.nbytes} bytes there and {sizes[name]} in this model"

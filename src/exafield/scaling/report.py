@@ -150,7 +150,6 @@ def _point(p: Point, target: Target) -> dict[str, Any]:
         "samples_per_second": p.samples_per_second,
         "flops": p.flops,
         "groups": p.groups,
-        "messages": p.messages,
         "loss": dict(p.loss),
         "target_seconds": p.duration(target),
         "device_hours": hours,

@@ -121,6 +121,13 @@ def simulate(
     return _Run(step, reducer, machine, ranks, steps + _WARM, seed, data).outcome(full, trace)
 
 
+def computing(step: Step, machine: Machine) -> tuple[float, float, float]:
+    """Of a rank that waits for nobody: forward, backward, and what comes after the gradients [s]."""
+    hooks = 0.0 if step.measured else machine.host.hook * len(step.layers)
+    crowd = machine.host.crowd(1)
+    return crowd * step.forward, crowd * (step.backward + hooks), crowd * (step.optimiser + step.other)
+
+
 def _used(machine: Machine, reducer: Reducer) -> Machine:
     """The machine, without shared memory unless this reducer takes it."""
     flat = reducer.collective
@@ -144,6 +151,7 @@ class _Run:
         self.steps = steps
         self.groups = reducer.grouping.plan(step.tensors)
         self.sizes = [float(sum(step.tensors[i].nbytes for i in group)) for group in self.groups]
+        self.crowd = self.machine.host.crowd(self.each) / self.machine.host.crowd(1)
         self.read = self._read(data)
         self.routes = self._routes(machine.topology(ranks))
         # With lag ranks may drift apart over several steps, so that none is always the slowest of its block.
@@ -200,12 +208,6 @@ class _Run:
                 pauses[index] = np.where(hit < jitter.tail, -jitter.pause * np.log1p(-length), 0.0)
         return np.exp(logs), pauses
 
-    def computing(self) -> tuple[float, float, float]:
-        """Of a rank alone: forward, backward, and what comes after the gradients [s]."""
-        step, host = self.step, self.machine.host
-        hooks = 0.0 if step.measured else host.hook * len(step.layers)
-        return step.forward, step.backward + hooks, step.optimiser + step.other
-
     def load(
         self,
         *,
@@ -215,8 +217,8 @@ class _Run:
         few: int | None = None,
     ) -> Load:
         """A step with some of the costs; `few` ranks stand for all."""
-        step, crowd = self.step, self.machine.host.crowd(self.each)
-        forward, backward, after = (seconds * crowd for seconds in self.computing())
+        step = self.step
+        forward, backward, after = (seconds * self.crowd for seconds in computing(step, self.machine))
         ready = [max(step.tensors[i].ready for i in group) * backward for group in self.groups]
         routes = tuple(
             Route(tuple((where, c.latency * latency, c.transfer * transfer) for where, c in rows), pieces)
@@ -281,8 +283,8 @@ class _Run:
 
     def outcome(self, full: bool, trace: bool) -> Outcome:
         """The run as it is, and the simpler ones that tell where its time goes."""
-        alone = sum(self.computing()) * self.machine.host.crowd(1)
-        crowded = sum(self.computing()) * self.machine.host.crowd(self.each)
+        alone = sum(computing(self.step, self.machine))
+        crowded = alone * self.crowd
         nothing = {"latency": False, "transfer": False}
         waiting = _mean(alike(self.load(**nothing, jitter=False), None))
         late = _mean(alike(self.load(**nothing, few=self.many), None))

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from exafield.machine import Machine
 from exafield.reduce import Reducer
-from exafield.scaling.simulation import Outcome, simulate
+from exafield.scaling.simulation import Outcome, computing, simulate
 from exafield.scaling.step import Step
 
 Data = Literal["local", "shared"]
@@ -60,7 +60,7 @@ class Point:
         efficiency: samples per second and rank, over those of one rank alone that waits for nothing.
         flops: sustained by all ranks [FLOP/s].
         loss: where the time of a step goes [s], see :mod:`exafield.scaling.waterfall`; adds up to `seconds`.
-        groups, messages: of gradients, and control messages, in one step.
+        groups: of gradients.
     """
 
     nodes: int
@@ -71,7 +71,6 @@ class Point:
     flops: float
     loss: Mapping[str, float]
     groups: int
-    messages: float
 
     @property
     def samples_per_second(self) -> float:
@@ -97,12 +96,10 @@ class Curve:
 
     Args:
         name: of the reducer, as it was written.
-        reducer: what is simulated.
         points: by number of nodes.
     """
 
     name: str
-    reducer: Reducer
     points: tuple[Point, ...]
 
     @property
@@ -166,8 +163,6 @@ def study(
     *,
     strong: bool = False,
     data: Data = "local",
-    seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Study:
     """Simulates every reducer on every number of nodes.
 
@@ -175,29 +170,27 @@ def study(
         step: on this machine's device, with as many samples per rank as on the fewest nodes.
         nodes: ascending.
         reducers: by the names they are to have.
-        strong: keep the global batch of the fewest nodes.
-        say: is told what is simulated.
+        strong: keep the global batch of the fewest nodes. Numbers of nodes at which a rank would have no sample are
+            left out.
     Raises:
         MachineError: the machine has fewer nodes.
-        StudyError: no number of nodes leaves every rank a sample.
     """
     per_node = machine.ranks_per_node
     whole = step.samples * nodes[0] * per_node
     possible = [n for n in nodes if not strong or n * per_node <= whole]
-    alone = step.samples / step.seconds
+    alone = step.samples / sum(computing(step, machine))
     curves = []
     for name, reducer in reducers.items():
         points = []
         for count in possible:
-            say(f"{name} on {count} nodes")
             ranks = count * per_node
             batch = whole if strong else step.samples * ranks
             # The busiest rank has the sample more that does not divide.
             mine = step.batch(-(-batch // ranks)) if strong else step
             steps = max(_FEWEST, min(_MOST, _DRAWS // ranks))
-            outcome = simulate(mine, reducer, machine, ranks, steps=steps, seed=seed, data=data)
+            outcome = simulate(mine, reducer, machine, ranks, steps=steps, data=data)
             points.append(_point(count, ranks, batch, outcome, alone, step.flops, strong))
-        curves.append(Curve(name, reducer, tuple(points)))
+        curves.append(Curve(name, tuple(points)))
     return Study(step, machine, strong, data, tuple(curves), tuple(n for n in nodes if n not in possible))
 
 
@@ -217,5 +210,4 @@ def _point(
         rate * operations,
         loss,
         outcome.groups,
-        outcome.messages,
     )

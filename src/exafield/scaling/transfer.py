@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from exafield.hardware import Device, MachineError
-from exafield.machine import Machine
+from exafield.hardware import Device
+from exafield.machine import Machine, here
 from exafield.page.quantity import duration, rate
 from exafield.scaling.step import Step
 from exafield.scaling.study import Data
@@ -83,10 +83,7 @@ def transferred(
 
 def _here() -> Machine | None:
     """This machine, if it was calibrated."""
-    try:
-        return Machine.load("here")
-    except MachineError:
-        return None
+    return Machine.load("here") if here().exists() else None
 
 
 def _about(step: Step) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from exafield.engine.graph import Integers, Relation, TaskGraph
+from exafield.store import atomic_write
 from exafield.taskbench.dependencies import AnyPattern, PatternError
 from exafield.taskbench.intervals import Intervals
 
@@ -260,7 +261,7 @@ def to_file(graph: TaskGraph, loads: NDArray[np.float64] | None, path: str | Pat
     for t, point in graph.tasks():
         load = "" if loads is None else f" * {loads[t, point]:.9g}"
         lines.append(f"{t} {point}: {' '.join(map(str, graph.inputs(t, point)))}{load}".replace(":  *", ": *"))
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    atomic_write(path, ("\n".join(lines) + "\n").encode())
 
 
 def _load(text: str) -> float:
