@@ -56,7 +56,7 @@ class Number:
     def problem(self, value: object) -> str | None:
         """Why a value cannot be; None if it can."""
         kind = "a whole number" if self.whole else "a number"
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # not a number
             return f"must be {kind}, got {value!r}"
         if value < self.least or value > self.most or (self.above and value == self.least):
             low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"

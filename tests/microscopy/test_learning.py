@@ -168,6 +168,8 @@ def test_what_each_view_kept_of_its_intensity_is_logged(
         ({"b_factor": -1.0}, "b_factor must be 0"),
         ({"thickness": 1.0}, "at least one slice"),
         ({"detector_pixels": 1}, "detector_pixels must be 2"),
+        ({"convergence_angle": 25.0}, "would reach to 40 rad: convergence_angle is in rad, 25 mrad is 0.025"),
+        ({"convergence_angle_to": 0.4}, "would reach to 0.64 rad"),
     ],
 )
 def test_impossible_parameters_are_refused(wrong: Mapping[str, Any], says: str) -> None:
@@ -204,6 +206,9 @@ def test_the_cache_is_keyed_by_all_parameters() -> None:
 def test_a_folder_without_crystals_is_named(tmp_path: Path) -> None:
     with pytest.raises(CrystalError, match=r"no such folder, or no \.cif file"):
         generate(tmp_path / "a.zarr", replace(QUICK, crystals=str(tmp_path / "none")), SerialEngine())
+    for name in ("", "embedded,"):
+        with pytest.raises(CrystalError, match="an empty name"):
+            generate(tmp_path / "a.zarr", replace(QUICK, crystals=name), SerialEngine())
 
 
 # ---- windows ----

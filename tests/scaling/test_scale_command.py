@@ -9,7 +9,7 @@ import pytest
 
 from exafield import runfile
 from exafield.cli import FAILED, USAGE, main
-from exafield.machine import Machine
+from exafield.machine import Machine, here
 from exafield.run import Reduction, laptop
 from exafield.scaling.flags import named, reduction, several
 from exafield.setting import RunError
@@ -103,6 +103,39 @@ def test_strong_scaling_ends_where_ranks_have_no_sample(capsys: pytest.CaptureFi
     assert "left out: 4 nodes" in capsys.readouterr().out
 
 
+def test_noticing_gradients_is_what_a_rank_alone_does_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Machine.load("m.yaml").with_({"host.hook": 1e-3}).save("hook.yaml")
+    for more in ("", " --strong --batch 8 --steps 100"):
+        points = run(f"scale net.json --machine hook.yaml --nodes 1..4{more}")["curves"][0]["points"]
+        assert points[0]["loss"].get("undivided", 0.0) == pytest.approx(0.0, abs=1e-9)
+        for point in points:
+            assert point["loss"]["compute"] / point["seconds"] == pytest.approx(point["efficiency"])
+
+
+def test_calibrating_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EXAFIELD_CACHE", "/dev/null/cache")
+    assert main(["scale", "calibrate"]) == USAGE
+    assert "cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_pictures_are_whole_or_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["scale", "net.json", "--machine", "m.yaml", "--nodes", "1..4"]
+    assert main(words) == 0
+    before = Path("scaling/scaling.png").read_bytes()
+
+    def full(self: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert main(words) == 1
+    assert "cannot write scaling/scaling.png: No space left on device" in capsys.readouterr().err
+    assert Path("scaling/scaling.png").read_bytes() == before
+    assert not list(Path("scaling").glob(".*"))
+
+
 def test_what_ranks_do_not_share_is_told_in_strong_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     """Efficiency is the share of computing there, too, so that the parts say where all of it went."""
     made = run("scale net.json --machine m.yaml --nodes 1..4 --strong --batch 8 --steps 100")
@@ -176,6 +209,10 @@ def test_machines_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> No
     assert "summit" in said
     assert "4,608 nodes of 6 ranks" in said
     assert "not measured yet: exafield scale calibrate" in said
+    here().parent.mkdir(parents=True)
+    here().write_text("format: other")
+    assert main(["scale", "machines"]) == 0
+    assert "machine.yaml is no machine file" in capsys.readouterr().out
     assert main(["scale", "show", "summit"]) == 0
     said = capsys.readouterr().out
     shown = [line for line in said.splitlines() if line.startswith("between.bandwidth")]

@@ -56,6 +56,19 @@ def test_the_machine_measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Machine.load("here")
     machine().save(here())
     assert Machine.load("here") == machine()
+    here().write_text("format: other")
+    with pytest.raises(MachineError, match=r"machine\.yaml is no machine file"):
+        Machine.load("here")
+
+
+def test_numbers_that_have_a_default_may_be_left_out(tmp_path: Path) -> None:
+    made = machine().with_({"between.held": 1e-4, "between.hold": 1e-3})
+    made.save(tmp_path / "m.yaml")
+    assert Machine.load(tmp_path / "m.yaml") == made
+    tree = yaml.safe_load((tmp_path / "m.yaml").read_text())
+    del tree["between"]["held"], tree["between"]["hold"]
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(tree))
+    assert Machine.load(tmp_path / "m.yaml") == machine()
 
 
 def test_what_costs_depend_on() -> None:
@@ -104,6 +117,14 @@ def spoilt(file: Path, key: str, value: object) -> Path:
         ("between/latency/note", "", "between.latency: unknown key 'note'"),
         ("nodes/value", 4608.5, "nodes must be a whole number"),
         ("nodes/value", math.inf, "nodes must be at least 1"),
+        ("nodes/value", -math.inf, "nodes must be at least 1"),
+        ("nodes/value", 10**400, "nodes must be at least 1"),
+        ("uses/world", ["gloo"], "uses.world must be text, got ['gloo']"),
+        (
+            "between/held",
+            {"value": 2, "unit": "1", "source": "fitted"},
+            "between.held must be at least 0 and at most 1",
+        ),
         ("uses/world", "glo", "uses.world: unknown library 'glo': did you mean 'gloo'"),
         ("uses/world", None, "uses.world is missing"),
         ("libraries/gloo/rules/all_reduce/0/algorithm", "binomial", "unknown algorithm for it 'binomial'"),
@@ -136,6 +157,9 @@ def test_other_things_that_are_not_accepted(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be read"):
         Machine.load(tmp_path / "none.yaml")
     (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(MachineError, match="not YAML"):
+        Machine.load(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("a: 2001-99-99")
     with pytest.raises(MachineError, match="not YAML"):
         Machine.load(tmp_path / "x.yaml")
     (tmp_path / "y.yaml").write_bytes(b"\xff\xfe\x00")

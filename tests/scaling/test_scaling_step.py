@@ -218,6 +218,8 @@ def test_a_trace_of_another_model() -> None:
         Step.from_trace(trace, network())
     with pytest.raises(StepError, match=r"'weight' has 40 bytes there and 24 in this model"):
         Step.from_trace(trace, nn.Linear(3, 2, bias=False))
+    with pytest.raises(StepError, match=r"'weight' has 40 bytes there and 24 in this model"):
+        Step.from_trace(trace, nn.Linear(3, 2))  # whose bias is missing there
     assert len(Step.from_trace(trace, nn.Linear(5, 2, bias=False)).layers) == 1
 
 
@@ -226,6 +228,12 @@ def test_traces_that_lack_something(tmp_path: Path) -> None:
         Step.from_trace(written([1.0] * 4))
     with pytest.raises(StepError, match="does not tell when gradients came"):
         Step.from_trace(written([1.0] * 8, gradients=False))
+    damaged = written([1.0] * 8)
+    for span in damaged.spans:
+        if span.lane.startswith("gradient"):
+            span.args.pop("scope")  # type: ignore[attr-defined]
+    with pytest.raises(StepError, match=r"is damaged: of gradient 'weight' it does not tell scope, bytes and kind"):
+        Step.from_trace(damaged)
     with pytest.raises(TraceError, match="no such run folder"):
         Step.from_trace(tmp_path / "none")
 
