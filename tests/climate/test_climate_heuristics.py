@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from drawn_storms import add_cyclone, add_river, calm
 from exafield.climate import components, heuristics
@@ -133,6 +134,24 @@ def test_length_is_that_of_the_river() -> None:
     ring = np.broadcast_to(np.abs(GRID.latitude[:, None] - 60.0) < 0.7, GRID.shape)
     numbers, _ = components.label(ring, GRID)
     assert components.lengths(numbers, np.array([1]), GRID)[0] == pytest.approx(10.0e6, rel=0.02)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 71))
+@settings(max_examples=25, deadline=None)
+def test_lengths_do_not_depend_on_how_the_grid_lies(seed: int, shift: int) -> None:
+    """Regions of random shape, with the seam elsewhere and north and south exchanged."""
+    grid = Grid.whole(36, 72)
+    noise = ndimage.gaussian_filter(
+        np.random.default_rng(seed).standard_normal(grid.shape), 2, mode=("nearest", "wrap")
+    )
+    mask = noise > 0.05
+    turned = Grid(grid.latitude, np.sort((grid.longitude - grid.longitude[shift]) % 360))
+    numbers, count = components.label(mask, grid)
+    there = components.lengths(numbers, np.arange(1, count + 1), grid)
+    for other, where in ((np.roll(mask, -shift, 1), turned), (mask[::-1], grid)):
+        numbers, count = components.label(other, where)
+        found = components.lengths(numbers, np.arange(1, count + 1), where)
+        assert np.sort(found) == pytest.approx(np.sort(there), rel=1e-9)
 
 
 @settings(max_examples=8, deadline=None)

@@ -4,6 +4,7 @@ Neighbours across the pole are not joined: no cyclone or river of the heuristics
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from scipy import ndimage, sparse
 from exafield.climate.grid import Grid, distance
 
 Numbers = NDArray[np.int32]
+
+# Sweeps after the first that look for the ends of a region; two are enough for most. Our choice.
+_SWEEPS = 6
 
 
 def label(mask: NDArray[np.bool_], grid: Grid, *, corners: bool = True, wrap: bool = True) -> tuple[Numbers, int]:
@@ -130,8 +134,9 @@ def _range(
 def lengths(numbers: Numbers, chosen: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
     """Lengths of regions [m]: the longest of the shortest paths inside, from cell to cell along great circles.
 
-    A path takes any of the eight neighbours, so that it is at most 8 % longer than the straight one. Its ends are found
-    in two sweeps: the cell farthest from any one, then the cell farthest from that.
+    A path takes any of the eight neighbours, so that it is at most 8 % longer than the straight one. Its ends are looked
+    for in sweeps from one end to the cell farthest from it, as long as that lengthens the path. They begin at the cell
+    farthest from the middle of the region, so that it does not matter how the grid lies in memory.
 
     Args:
         numbers: of `label` with corners.
@@ -159,10 +164,26 @@ def lengths(numbers: Numbers, chosen: NDArray[np.int64], grid: Grid) -> NDArray[
         where = np.array([position[0] for position in best], dtype=np.int64)
         return where, reach[where]
 
-    any_cell = np.array([position[0] for position in ndimage.maximum_position(region, region, chosen)], np.int64)
-    ends, _ = farthest(any_cell)
-    _, found = farthest(ends)
+    ends = _outermost(row, column, region, chosen, grid)
+    ends, found = farthest(ends)
+    for _ in range(_SWEEPS):
+        ends, longer = farthest(ends)
+        if not (longer > found * (1 + 1e-9)).any():
+            break
+        found = np.maximum(found, longer)
     return found
+
+
+def _outermost(
+    row: NDArray[np.int64], column: NDArray[np.int64], region: NDArray[Any], chosen: NDArray[np.int64], grid: Grid
+) -> NDArray[np.int64]:
+    """Of each region the cell farthest from the mean direction of its area."""
+    north, east = np.deg2rad(grid.latitude[row]), np.deg2rad(grid.longitude[column])
+    at = np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)])
+    area = grid.areas[row, column]
+    middle = np.stack([np.bincount(region, area * part) for part in at])
+    away = -(at * middle[:, region]).sum(0)
+    return np.array([position[0] for position in ndimage.maximum_position(away, region, chosen)], np.int64)
 
 
 def _steps(
