@@ -1,8 +1,6 @@
 """``python -m exafield`` is ``exafield``: the form that works under every launcher."""
 
-import sys
-
-from exafield.cli import main
+from exafield.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

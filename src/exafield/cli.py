@@ -1,12 +1,16 @@
 """The command line: parsing, and exit codes. What is done is elsewhere, and imported when it is asked for."""
 
+import atexit
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -49,6 +53,39 @@ exafield COMMAND --help says more; exafield --version prints the version.
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
+def program() -> NoReturn:
+    """The whole program."""
+    sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
+    code = main()
+    if code and "h5py" in sys.modules:
+        # HDF5 holds on to a file that it could not close on a full disk, and whoever lets go of it has it try again,
+        # which can end in a crash. What was wrong has been said.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+# The error that ended the program, so that the files it refers to are not let go of before the end.
+_last: list[BaseException] = []
+
+
+# Of a file that cannot be closed h5py tells once more for each of its objects, in two ways, when the error is known.
+
+
+def _unraisable(what: Any) -> None:
+    if "h5py" not in str(what.object):
+        sys.__unraisablehook__(what)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    code = trace.tb_frame.f_code if trace is not None else None
+    if code is None or not (code.co_filename.startswith("h5py") and code.co_name.endswith("__dealloc__")):
+        sys.__excepthook__(kind, error, trace)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     bind_to_parent()
@@ -65,11 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who read us, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM and (place is None or not place.rank):
+            _say("terminated")
+        raise
     except KeyboardInterrupt as error:
         if place is None or not place.rank:
             _say(str(error) or "interrupted")
         return _end(place, INTERRUPTED)
     except Exception as error:
+        _last[:] = [error]
         code = _explained(error, place)
         if code is None:
             raise

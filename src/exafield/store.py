@@ -87,8 +87,12 @@ def whole(path: str | Path, advice: str = "free some space or choose another fol
                 os.fsync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not (type(error) is RuntimeError and "errno" in str(error)):
+            raise  # the second is HDF5, which cannot close a file on a full disk
+        # HDF5 goes on to tell of its buffers in brackets.
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
+        raise StoreError(f"cannot write {path}: {why}; {advice}") from error
     finally:
         remove(partial)
 

@@ -63,6 +63,26 @@ def labelled(value: float) -> Callable[[xr.Dataset], None]:
     return action
 
 
+def in_radians(data: xr.Dataset) -> None:
+    data["lat"] = ("lat", np.deg2rad(data["lat"].values), {"standard_name": "latitude", "units": "radians"})
+
+
+def with_a_hole(data: xr.Dataset) -> xr.Dataset:
+    return data.isel(lon=[i for i in range(data.sizes["lon"]) if not 5 <= i < 9])
+
+
+def along_one(data: xr.Dataset) -> xr.Dataset:
+    return (
+        data.drop_vars(["lat", "lon"])
+        .stack(cell=["lat", "lon"])
+        .drop_vars(["cell", "lat", "lon"])
+        .assign_coords(
+            lat=("cell", np.zeros(data.sizes["lat"] * data.sizes["lon"])),
+            lon=("cell", np.zeros(data.sizes["lat"] * data.sizes["lon"])),
+        )
+    )
+
+
 def curved(data: xr.Dataset) -> xr.Dataset:
     north, east = np.meshgrid(data["lat"], data["lon"], indexing="ij")
     return data.drop_vars(["lat", "lon"]).assign_coords(lat=(("lat", "lon"), north), lon=(("lat", "lon"), east))
@@ -94,6 +114,9 @@ BAD: dict[str, tuple[Callable[[xr.Dataset], Any], str]] = {
     "label 3": (labelled(3), r"1 label is none of 0 background.*first is 3.0 at -24.5455 N, 100 E"),
     "label 1.5": (labelled(1.5), r"label.* none of"),
     "label NaN": (labelled(np.nan), r"label.* none of"),
+    "radians": (in_radians, r"latitude 'lat' is in 'radians': convert it to degrees"),
+    "a hole": (with_a_hole, r"longitude has a hole: .* select a region without it"),
+    "unstructured": (along_one, r"lat and lon both lie along 'cell'.*interpolate"),
     "curvilinear": (curved, r"latitude 'lat' has dimensions \('lat', 'lon'\).*interpolate"),
     "model levels": (hybrid, r"U850 would be ua, whose vertical axis is not one of pressure: interpolate it to 850"),
     "members": (members, r"TMQ has a dimension 'number' of 4: select"),

@@ -1,6 +1,8 @@
 """exafield climate: what a user does with files of fields and masks, and what is said where they do not fit."""
 
 import csv
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -153,6 +155,22 @@ def test_storms_from_masks_and_fields(data: Path, tmp_path: Path, capsys: pytest
     left = {path.name for path in out.iterdir()}
     assert not left & {"shares.csv", "shares.nc", "shares.png", "tracks.png", "matches.csv", "film.gif"}
     assert not [name for name in left if "partial" in name]
+
+
+def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
+    """HDF5 says it of every object, again when it is let go of, and then may crash."""
+    fields = {name: np.zeros((5, *GRID.shape)) for name in ("TMQ", "U850", "V850")}
+    store(tmp_path / "calm.nc", fields, {name: CHANNELS[name].unit for name in fields})
+    words = ("climate", "label", "calm.nc", "--rivers-only", "--out", "masks.nc")
+    done = subprocess.run(
+        [sys.executable, "-m", "exafield", *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
+    )  # fmt: skip
+    assert done.returncode == FAILED, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "exafield: cannot write masks.nc: " in done.stderr
+    assert done.stderr.endswith("; free some space and run again, nothing is lost\n")
+    assert not list(tmp_path.glob("*masks.nc"))
 
 
 def test_masks_without_any_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

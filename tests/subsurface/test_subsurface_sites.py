@@ -151,7 +151,8 @@ def test_wells_are_placed_and_pump(site: Site) -> None:
 @pytest.mark.parametrize(
     ("unit", "length", "time", "factor"),
     [("m/d", 1, -1, 1.0), ("m/s", 1, -1, 86400.0), ("ft/d", 1, -1, 0.3048), ("ft2/d", 2, -1, 0.3048**2),
-     ("m^3/s", 3, -1, 86400.0), ("ft", 1, 0, 0.3048)],
+     ("m^3/s", 3, -1, 86400.0), ("ft", 1, 0, 0.3048), ("m²/d", 2, -1, 1.0), ("m³/s", 3, -1, 86400.0),
+     ("L/s", 3, -1, 86.4), ("gpm", 3, -1, 1440 * 3.785411784e-3)],
 )  # fmt: skip
 def test_units(unit: str, length: int, time: int, factor: float) -> None:
     assert unit_factor(unit, length, time) == pytest.approx(factor, rel=1e-14)
@@ -163,6 +164,7 @@ def test_units(unit: str, length: int, time: int, factor: float) -> None:
         (None, "not stated"),
         ("", "not stated"),
         ("m2/d", "not one of what is meant"),
+        ("l/s", "'l' is not known"),
         ("darcy/d", "'darcy' is not known"),
     ],
 )

@@ -108,5 +108,5 @@ def test_wells_held_back_are_told_to_nobody(site: Site) -> None:
 
 
 def test_more_readings_than_wells_are_refused(site: Site) -> None:
-    with pytest.raises(SiteError, match="5 heads cannot be read: there are 4 places in box"):
+    with pytest.raises(SiteError, match="5 heads cannot be read: box has 4 wells"):
         measure(site, log_transmissivities=1, heads=5)

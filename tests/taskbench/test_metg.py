@@ -11,7 +11,7 @@ import pytest
 from exafield.engine import Outcome, engine
 from exafield.run import RunError
 from exafield.taskbench import metg, plots, published, run
-from exafield.taskbench.command import main
+from exafield.taskbench.command import USAGE, main
 from exafield.taskbench.flags import GraphFlags
 from exafield.taskbench.metg import BudgetError, Metg, Sample, Sweep, duration, rule, sweep
 from exafield.taskbench.metg_files import from_json, load, thresholds_to_csv, to_csv, to_json
@@ -336,6 +336,9 @@ def test_an_engine_that_does_not_fit_does_not_stop_the_others(tmp_path, monkeypa
     assert reduces == [True, True, False]
     with pytest.raises(BudgetError, match="threads: too long"):
         main([*argv, "threads"])
+    for words in ("metg --budget 0", "metg --threshold 50", "compare x.json --threshold 1.5"):
+        assert main(words.split()) == USAGE
+        assert "must be > 0" in capsys.readouterr().err
 
 
 def test_experiments_vary_their_setting(tmp_path, monkeypatch):

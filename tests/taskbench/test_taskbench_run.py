@@ -30,6 +30,14 @@ def lines(text: str) -> list[str]:
 # ---- flags ----
 
 
+def test_options_that_an_engine_does_not_take_are_named(tmp_path: Path) -> None:
+    for option, value in (("workers", "4"), ("address", "host:1")):
+        with pytest.raises(RunError, match=f"one task after the other: takes no {option}"):
+            main(["run", "--engine", "serial", f"--{option}", value])
+    with pytest.raises(RunError, match="this is a folder: name a file"):
+        main(["run", "--engine", "serial", "--json", str(tmp_path)])
+
+
 def test_defaults_are_those_of_the_reference():
     flags = parse([])
     assert flags.graphs == (GraphFlags(4, 4, "trivial", 3, None, 0.25, "empty", 0, 16, 0, 16, 0.0, 0),)

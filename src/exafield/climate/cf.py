@@ -52,6 +52,11 @@ class DatasetReader:
             raise SnapshotError(f"{path}: its times cannot be understood ({error}); mend the units of time") from error
         try:
             self._latitude, self._longitude = (self._horizontal(kind) for kind in _HORIZONTAL)
+            if self._flat[0] == self._flat[1]:
+                raise SnapshotError(
+                    f"{path}: {self._latitude} and {self._longitude} both lie along {self._flat[0]!r}, so the grid is "
+                    "not one of latitude and longitude: interpolate to such a grid first"
+                )
             north, east = (np.asarray(self._data[name].values) for name in (self._latitude, self._longitude))
             self._axes = Axes(north, east, (self._latitude, self._longitude))
             self._times = self._told_times()
@@ -66,6 +71,10 @@ class DatasetReader:
         whole = [name for name, v in self._data.variables.items() if _is(v, kind, units)]
         whole = whole or [name for name in self._data.variables if str(name).lower() in _HORIZONTAL_NAMES[kind]]
         whole = whole or [name for name, v in self._data.variables.items() if v.attrs.get("axis") == axis]
+        for name in whole:
+            unit = str(self._data[name].attrs.get("units", ""))
+            if "rad" in unit.lower() and "grad" not in unit.lower():
+                raise SnapshotError(f"{self._path}: {kind} {name!r} is in {unit!r}: convert it to degrees")
         flat = [name for name in whole if self._data[name].dims == (name,)]
         flat = flat or [name for name in whole if self._data[name].ndim == 1]
         if flat:

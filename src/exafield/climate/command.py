@@ -91,7 +91,7 @@ def _show(argv: list[str]) -> int:
         path = find_files(arguments.files)[0]
         there, absent = present(path, [*MEASURES, *CHANNELS], how)
         if not there:
-            raise RunError(f"{path} has nothing that is known: say what to show by --fields; {absent['TMQ']}")
+            raise RunError(f"{path} has nothing that is known: say what to show by --fields; {as_flags(absent['TMQ'])}")
         fields = there[:1]
     snapshots = open_snapshots(
         arguments.files, channels=fields, names=how.names, units=how.units, fill=how.fill, plausible=how.plausible
@@ -177,7 +177,7 @@ def _label(argv: list[str]) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise RunError(as_flags(str(error))) from error
-    print("\n".join(summary.lines()))
+    print(as_flags("\n".join(summary.lines())))
     return 0
 
 

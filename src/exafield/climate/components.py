@@ -134,9 +134,9 @@ def _range(
 def lengths(numbers: Numbers, chosen: NDArray[np.int64], grid: Grid) -> NDArray[np.float64]:
     """Lengths of regions [m]: the longest of the shortest paths inside, from cell to cell along great circles.
 
-    A path takes any of the eight neighbours, so that it is at most 8 % longer than the straight one. Its ends are looked
-    for in sweeps from one end to the cell farthest from it, as long as that lengthens the path. They begin at the cell
-    farthest from the middle of the region, so that it does not matter how the grid lies in memory.
+    A path takes any of the eight neighbours, so that it is at most 8 % longer than the straight one. Its ends are
+    looked for in sweeps from one end to the cell farthest from it, as long as that lengthens the path. They begin at
+    the cell farthest from the middle of the region, so that it does not matter how the grid lies in memory.
 
     Args:
         numbers: of `label` with corners.

@@ -38,6 +38,13 @@ class Grid:
             if not np.all(np.diff(axis) > 0):
                 where = int(np.argmin(np.diff(axis) > 0))
                 raise ValueError(f"{name} must rise, but {axis[where]:g} is followed by {axis[where + 1]:g}")
+        steps = np.diff(self.longitude)
+        at = int(steps.argmax())
+        if self.periodic and steps[at] > 2.5 * np.median(steps):
+            raise ValueError(
+                f"longitude has a hole: {self.longitude[at]:g} is followed by {self.longitude[at + 1]:g}, where steps "
+                f"are {np.median(steps):g} otherwise; select a region without it"
+            )
         if self.longitude[-1] - self.longitude[0] >= 360.0:
             raise ValueError(
                 f"longitude must lie within one turn, got {self.longitude[0]:g} to {self.longitude[-1]:g}: "

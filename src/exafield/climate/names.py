@@ -78,7 +78,7 @@ def find(channel: str, variables: Sequence[Variable], names: Mapping[str, str]) 
     standard = [v for v in fitting if v.standard_name in standard_names]
     if len(standard) == 1:
         return standard[0]
-    aliases = [alias.lower() for alias in (*known.aliases, *_NAMES.get(channel, ()))]
+    aliases = [alias.lower() for alias in (channel, *known.aliases, *_NAMES.get(channel, ()))]
     named = [v for v in standard or fitting if v.name.lower() in aliases]
     if not named and not standard and known.level is not None:
         # A level may stand in the name: u850, T_500, zg200.

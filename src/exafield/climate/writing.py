@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from exafield import provenance
@@ -38,7 +37,7 @@ def origin(
         source: attributes of the data that were read; their history is continued.
         more: further attributes, such as title.
     """
-    told = dict(session) if session else provenance.session("exafield", 1, 1, torch.device("cpu"))
+    told = dict(session) if session else provenance.origin()
     line = f"{told['started']}: {told['command']} (exafield {told['exafield']})"
     before = dict(source or {})
     kept = {f"source_{name}": before[name] for name in ("title", "institution", "source") if before.get(name)}

@@ -9,7 +9,9 @@ from exafield.engine import EngineError
 
 
 def failed(what: str, error: BaseException) -> EngineError:
-    """The error that says what failed, with the traceback."""
+    """The error that says what failed, with the traceback unless it is one of ours, which says what to do."""
+    if type(error).__module__.partition(".")[0] == "exafield":
+        return EngineError(f"{what} failed: {error}")
     text = "".join(traceback.format_exception(error)).rstrip()
     return EngineError(f"{what} failed: {type(error).__name__}: {error}\n{text}")
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from inspect import signature
 from typing import Any
 
 
@@ -52,10 +53,11 @@ class System:
         """
         module, _, name = self.adapter.partition(":")
         kind = getattr(import_module(f"exafield.engine.{module}"), name)
-        try:
-            return kind(**{**(self.options or {}), **options})
-        except TypeError as error:
-            raise ValueError(f"{self.title}: {error}") from error
+        taken = signature(kind).parameters
+        for option in options:
+            if option not in taken:
+                raise ValueError(f"{self.title}: takes no {option}")
+        return kind(**{**(self.options or {}), **options})
 
     @property
     def version(self) -> str | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from exafield import provenance
 from exafield.microscopy.columns import Columns
@@ -89,7 +88,7 @@ def write(
         StoreError: it cannot be written.
     """
     table, image = beside(path)
-    told = provenance.session("exafield", 1, 1, torch.device("cpu"))
+    told = provenance.origin()
     about: dict[str, Any] = {
         "format": _FORMAT,
         "version": _VERSION,

@@ -159,6 +159,10 @@ def _looked_up(kind: str, name: str | None, table: Mapping[str, float]) -> float
     return table[key]
 
 
+# Cubic metres in a unit of volume, as pumps state them; the gallon is that of the US (231 cubic inches).
+_VOLUMES = {"l": 1e-3, "gal": 231 * 0.0254**3}
+
+
 def unit_factor(unit: str | None, length: int, time: int = -1) -> float:
     """Factor from a unit such as m/d, m2/d, m3/d, ft/d or m to metres and days.
 
@@ -172,7 +176,10 @@ def unit_factor(unit: str | None, length: int, time: int = -1) -> float:
     """
     if not unit:
         raise SiteError("a unit is not stated: state it, such as m/d, m/s or ft/d for conductivity, m2/d, m3/d, m")
-    above, _, below = unit.replace(" ", "").replace("^", "").partition("/")
+    plain = unit.replace(" ", "").replace("^", "").replace("\u00b2", "2").replace("\u00b3", "3")
+    above, _, below = ("gal/min" if plain.lower() == "gpm" else plain).partition("/")
+    if above.lower() in _VOLUMES and below and (length, time) == (3, -1):
+        return _VOLUMES[above.lower()] * time_unit(below)
     base = above.rstrip("0123456789")
     power = int(above[len(base) :] or "1")
     if (power, -1 if below else 0) != (length, time):

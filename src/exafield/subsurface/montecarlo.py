@@ -5,6 +5,7 @@ fields: beyond some tens of accurate heads no number of draws suffices, and the 
 """
 
 import warnings
+from dataclasses import replace
 
 import torch
 
@@ -46,7 +47,7 @@ def krige(
     if log_transmissivity is None or not len(log_transmissivity):
         raise ValueError("kriging: there are no readings of ln T, and heads tell it nothing: choose another method")
     z = without_heads(site, prior, log_transmissivity, samples, seed)
-    return posterior_of(Latent(site, prior, log_transmissivity, head), z, None)
+    return replace(posterior_of(Latent(site, prior, log_transmissivity, head), z, None), deaf=head is not None)
 
 
 def weigh(

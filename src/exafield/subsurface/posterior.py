@@ -58,6 +58,7 @@ class Posterior:
             heads, or of ln T where there are no heads. 1 is right.
         steps: to the maximum; of the ensemble; or paths of each chain.
         note: what to know before use, such as whether chains have converged.
+        deaf: whether heads were not asked, so that samples need not honour them.
     """
 
     best: Float[np.ndarray, "cell"]
@@ -66,6 +67,7 @@ class Posterior:
     misfit: float
     steps: int
     note: str = ""
+    deaf: bool = False
 
     def interval(self, level: float = 0.90) -> tuple[Float[np.ndarray, "cell"], Float[np.ndarray, "cell"]]:
         """Ends of each cell's central interval of ln T, corrected for the number of samples."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from exafield import provenance
@@ -73,7 +72,7 @@ def _dataset(site: Site, posterior: Posterior, wells: Wells, attributes: Mapping
                 f"{name}_well", known.errors, {"long_name": f"deviation of the error of {name}", "units": unit},
             )  # fmt: skip
             variables[f"{name}_cell"] = (f"{name}_well", known.cells, {"long_name": "cell of the well, from 0"})
-    told = provenance.session("exafield", 1, 1, torch.device("cpu"))
+    told = provenance.origin()
     return xarray.Dataset(
         variables,
         coords={"quantile": ("quantile", list(LEVELS), {"long_name": "probability of a smaller value"})},

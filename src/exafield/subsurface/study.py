@@ -65,8 +65,9 @@ class Study:
     def lines(self) -> list[str]:
         """To print."""
         spread = self.posterior.log_transmissivity.std(axis=0)
+        right = "heads were not asked" if self.posterior.deaf else "1 is right"
         lines = [
-            f"misfit         {self.posterior.misfit:.2f} standard deviations of the readings' errors (1 is right)",
+            f"misfit         {self.posterior.misfit:.2f} standard deviations of the readings' errors ({right})",
             "ln T           standard deviation of cells {:.2f} to {:.2f}, median {:.2f}".format(
                 *np.quantile(spread, [0, 1, 0.5])
             ),
@@ -88,7 +89,7 @@ class Study:
     @cached_property
     def doubt(self) -> str:
         """Why not to use it; empty if nothing is known against it."""
-        if self.posterior.misfit <= _HONOURED:
+        if self.posterior.misfit <= _HONOURED or self.posterior.deaf:
             return ""
         worst, text = 0.0, ""
         for name, samples, known in (

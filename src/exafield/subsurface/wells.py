@@ -215,7 +215,8 @@ def measure(
         ("heads", heads, site.well_cells if len(site.well_cells) else np.arange(site.cells), site.head, head_error),
     ):
         if not 0 <= count <= len(places):
-            raise SiteError(f"{count} {name} cannot be read: there are {len(places)} places in {site.name}")
+            known = "wells" if places is site.well_cells else "cells"
+            raise SiteError(f"{count} {name} cannot be read: {site.name} has {len(places)} {known}")
         if not error > 0:
             raise SiteError(f"the error of {name} must be above 0, got {error}")
         drawn = rng.permutation(places)[:count]
@@ -243,7 +244,7 @@ def write_wells(path: Path | str, site: Site, wells: Wells) -> None:
     rows.writerow(["well", *where, "transmissivity [m2/d]", "log_error", "head [m]", "head_error [m]"])
     for number, cell in enumerate(sorted(y | u), start=1):
         place = [f"{x:.3f}" for x in site.mesh.centres[cell]] if placed else [str(cell)]
-        t = [f"{np.exp(y[cell][0]):.6g}", f"{y[cell][1]:g}"] if cell in y else ["", ""]
-        h = [f"{u[cell][0]:.6g}", f"{u[cell][1]:g}"] if cell in u else ["", ""]
+        t = [f"{np.exp(y[cell][0]):.12g}", f"{y[cell][1]:g}"] if cell in y else ["", ""]
+        h = [f"{u[cell][0]:.12g}", f"{u[cell][1]:g}"] if cell in u else ["", ""]
         rows.writerow([f"W{number}", *place, *t, *h])
     atomic_write(path, text.getvalue().encode())

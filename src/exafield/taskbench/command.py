@@ -161,6 +161,8 @@ def _run(argv: list[str]) -> int:
     passes = count(options, "--passes", 2) or 2
     name = options.get("--engine", "serial")
     made = _made(name, options)
+    if "--json" in options and Path(options["--json"]).is_dir():
+        raise RunError(f"--json {options['--json']}: this is a folder: name a file")
     for line in report.before(patterns, kernels, flags.verbose):
         print(line)
     sys.stdout.flush()
@@ -192,9 +194,9 @@ def _metg(argv: list[str]) -> int:
     own = (*_ENGINE_OPTIONS, "--cores", "--threshold", "--budget", "--out", "--experiment")
     rest, options = separate(argv, own, graphs=True)
     flags = parse(rest)
-    threshold, budget = number(options, "--threshold", 0.5), number(options, "--budget", 60.0)
-    if not 0 < threshold < 1:
-        raise FlagError(f'error: Invalid flag "--threshold {threshold:g}" must be > 0 and < 1')
+    threshold, budget = _threshold(options), number(options, "--budget", 60.0)
+    if not budget > 0:
+        raise FlagError(f'error: Invalid flag "--budget {budget:g}" must be > 0')
     experiment = None
     if "--experiment" in options:
         if options["--experiment"] not in EXPERIMENTS:
@@ -289,11 +291,18 @@ def _draw(out: Path, sweeps: Sequence[Any], threshold: float, name: str | None) 
     )  # fmt: skip
 
 
+def _threshold(options: Mapping[str, str]) -> float:
+    threshold = number(options, "--threshold", 0.5)
+    if not 0 < threshold < 1:
+        raise FlagError(f'error: Invalid flag "--threshold {threshold:g}" must be > 0 and < 1')
+    return threshold
+
+
 def _compare(argv: list[str]) -> int:
     from exafield.taskbench import metg_files, plots
 
     files, options = separate(argv, ("--threshold", "--out"))
-    threshold = number(options, "--threshold", 0.5)
+    threshold = _threshold(options)
     if not files:
         raise RunError("exafield taskbench compare FILE...: which files?")
     sweeps = [sweep for file in files for sweep in metg_files.load(Path(file))]

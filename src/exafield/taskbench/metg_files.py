@@ -82,7 +82,10 @@ def to_csv(sweeps: Sequence[Sweep]) -> str:
     def rows(s: Sweep) -> Iterator[tuple[Any, ...]]:
         for sample, g, rate, e in zip(s.samples, s.granularities(), s.rates(), s.efficiencies(), strict=True):
             repeats = len(sample.elapsed)
-            yield sample.iterations, repeats, sample.mean, sample.uncertainty, g, rate, s.unit, e
+            uncertainty = (
+                sample.uncertainty if math.isfinite(sample.uncertainty) else ""
+            )  # of one repeat it is not known
+            yield sample.iterations, repeats, sample.mean, uncertainty, g, rate, s.unit, e
 
     return _table(COLUMNS, [(sweep, row) for sweep in sweeps for row in rows(sweep)])
 

@@ -36,10 +36,11 @@ def efficiency(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5, labe
     with _Picture(path, "efficiency against task granularity", sweeps) as axis:
         axis.axhline(threshold * 100, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         for style, sweep in _styled(sweeps):
-            x = [g * 1e6 for g in sweep.granularities()]
+            # In order of granularity, which on a busy machine is not that of the iterations.
+            points = sorted(zip(sweep.granularities(), sweep.efficiencies(), strict=True))
             axis.plot(
-                x,
-                [e * 100 for e in sweep.efficiencies()],
+                [g * 1e6 for g, _ in points],
+                [e * 100 for _, e in points],
                 label=label(sweep) if label else _row(sweep, sweeps),
                 **style,
             )
