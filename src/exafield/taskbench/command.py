@@ -17,6 +17,8 @@ from exafield.taskbench.experiments import EXPERIMENTS, swept
 from exafield.taskbench.flags import GRAPH, GRAPH_HELP, FlagError, count, number, parse, separate
 
 FAILED, USAGE = 1, 2
+# Runs of one size on a machine that does nothing else differ by less than this factor; our choice.
+_APART = 2.0
 
 _HELP = """\
 usage: exafield taskbench COMMAND [OPTIONS]
@@ -258,6 +260,12 @@ def _metg(argv: list[str]) -> int:
         if metg_at.best > 1.1:
             _progress(
                 f"{sweep.engine}: efficiency up to {metg_at.best:.0%}: was the machine busy when its peak was measured?"
+            )
+        apart = max(max(sample.elapsed) / min(sample.elapsed) for sample in sweep.samples)
+        if apart > _APART:
+            _progress(
+                f"{sweep.engine}: runs of one size differ by up to a factor of {apart:.1f}: what else runs on this "
+                "machine? Measure again when it does nothing else"
             )
     _write(out / "metg.json", metg_files.to_json(sweeps) + "\n")
     _write(out / "metg.csv", metg_files.to_csv(sweeps))
