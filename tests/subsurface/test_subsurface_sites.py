@@ -460,5 +460,13 @@ def test_modflow_that_has_no_counterpart_is_refused(site: Site, tmp_path: Path) 
             from_modflow(simulation(site, tmp_path, "DISV", **changes))
     stated = simulation(site, tmp_path, "DISV", m_grid=grid.replace("LENGTH_UNITS FEET", ""), m_tdis="")
     assert modflow.from_modflow(stated / "m.nam", length="ft", time="s").cells == 47
+    told = simulation(site, tmp_path, "DISV")
+    assert from_modflow(told, length="feet", time="seconds").cells == 47
+    for given, message in (
+        ({"length": "m"}, "states FEET as its unit of length, and m was given: leave that out"),
+        ({"time": "d"}, "states seconds as its unit of time, and d was given: leave that out"),
+    ):
+        with pytest.raises(SiteError, match=message):
+            from_modflow(told, **given)
     with pytest.raises(SiteError, match=r"has no mfsim\.nam"):
         from_modflow(tmp_path / "none")

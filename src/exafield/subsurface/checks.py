@@ -154,8 +154,10 @@ def time_unit(name: str | None) -> float:
 def _looked_up(kind: str, name: str | None, table: Mapping[str, float]) -> float:
     key = (name or "").strip().lower()
     if key not in table:
-        stated = f"{name!r} is not known" if key and key != "unknown" else "is not stated"
-        raise SiteError(f"the unit of {kind} {stated}: state one of {', '.join(table)}")
+        stated, how = (
+            (f"{name!r} is not known", "state") if key and key != "unknown" else ("is not stated", f"--{kind}:")
+        )
+        raise SiteError(f"the unit of {kind} {stated}: {how} one of {', '.join(table)}")
     return table[key]
 
 

@@ -28,7 +28,7 @@ class Panel:
         limits: of the colours; None: all but the outermost percent at either end.
         wells: cells that are marked.
         mark: what the marks are, in the legend.
-        boundary: whether fixed heads and inflows are drawn.
+        boundary: whether fixed heads, inflows and leaks are drawn.
     """
 
     title: str
@@ -113,6 +113,13 @@ def _draw_one(figure: Any, axis: Any, site: Site, panel: Panel) -> None:
             if len(faces):
                 ends = mesh.vertices[mesh.boundary_vertices[faces]] / 1e3
                 axis.add_collection(LineCollection(list(ends), colors=colour, linewidths=1.8, label=name))
+    if panel.boundary:
+        for at, colour, name in (
+            (site.fixed_cells, "tab:blue", "head given in a cell"),
+            (site.leak_cells, "tab:cyan", "leak"),
+        ):
+            if len(at):
+                axis.plot(*mesh.centres[at].T / 1e3, linestyle="", marker="s", markersize=4, color=colour, label=name)
     if panel.wells is not None and len(panel.wells):
         axis.plot(
             *mesh.centres[panel.wells].T / 1e3,

@@ -4,7 +4,7 @@ Text files as the MODFLOW 6 guide to input and output describes them. Read are t
 GHB and RCH; those that do not change steady heads are passed over, all others refused.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,22 @@ _WITHOUT_EFFECT = {"IC6", "OC6", "OBS6", "STO6"}
 _READ = {"DISV6", "DISU6", "NPF6", "CHD6", "WEL6", "GHB6", "RCH6"}
 # Options of NPF by which conductances are not harmonic means of confined transmissivity.
 _OTHER_FLOW = ("ALTERNATIVE_CELL_AVERAGING", "XT3D", "THICKSTRT", "VARIABLECV", "TVK6")
+
+
+def _unit(
+    kind: str, known: Callable[[str | None], float], stated: str | None, given: str | None, path: Path | str
+) -> float:
+    """What a file states, or, where it states nothing, what was given.
+
+    Raises:
+        SiteError: they are not the same.
+    """
+    if not stated or stated.strip().lower() == "unknown":
+        return known(given)
+    unit = known(stated)
+    if given is not None and known(given) != unit:
+        raise SiteError(f"{path} states {stated} as its unit of {kind}, and {given} was given: leave that out")
+    return unit
 
 
 def from_modflow(path: Path | str, *, length: str | None = None, time: str | None = None) -> Site:
@@ -43,8 +59,8 @@ def from_modflow(path: Path | str, *, length: str | None = None, time: str | Non
     if len(grids) != 1 or "NPF6" not in packages:
         raise SiteError(f"{name_file} needs one grid, DISV6 or DISU6, and NPF6; it lists {', '.join(sorted(packages))}")
     grid = read_blocks(packages[grids[0]][0])
-    metre = length_unit(grid.option("LENGTH_UNITS") or length)
-    per_day = time_unit(time if stated is None else stated)
+    metre = _unit("length", length_unit, grid.option("LENGTH_UNITS"), length, grid.path)
+    per_day = _unit("time", time_unit, stated, time, Path(path))
     mesh, place, thickness = (_disv if grids[0] == "DISV6" else _disu)(grid, metre)
     conductivity = _conductivity(read_blocks(packages["NPF6"][0]), grid, place) * metre * per_day
     check_positive("conductivity", conductivity)
