@@ -1,5 +1,6 @@
 """Plots of METG measurements, after the figures of arXiv:1908.05790."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +189,9 @@ def compare(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5) -> None
         axis.plot([_micro(metg)], [y], marker="<" if metg.bound else "s", color=colour, markersize=6, linestyle="none")
         _interval(axis, metg, y, colour, vertical=False)
         left = _micro(metg) > middle  # where there is room for the text
-        axis.annotate(str(metg), (_micro(metg), y), xytext=(-9 if left else 9, 0), textcoords="offset points",
+        end = metg.interval[0 if left else 1] if metg.interval else metg.seconds
+        beside = end if math.isfinite(end) else metg.seconds  # the bar of the interval is not covered
+        axis.annotate(str(metg), (beside * 1e6, y), xytext=(-9 if left else 9, 0), textcoords="offset points",
                       ha="right" if left else "left", va="center", fontsize=7.5, color=colour,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6}, zorder=5)  # fmt: skip
     axis.set_yticks(range(len(rows)), [rows[index][0] for index in shown], fontsize=7.5)
@@ -277,7 +280,7 @@ def _style(index: int) -> dict[str, Any]:
 
 def _styled(sweeps: Sequence[Sweep]) -> list[tuple[dict[str, Any], Sweep]]:
     """Colours are the engines', markers and lines what was varied on one."""
-    engines = list(dict.fromkeys(sweep.engine for sweep in sweeps))
+    engines = sorted({sweep.engine for sweep in sweeps})  # alike in all pictures, however they are ranked
     seen: dict[str, int] = {}
     styled = []
     for sweep in sweeps:
