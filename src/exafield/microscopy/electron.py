@@ -15,6 +15,22 @@ def wavelength(energy: float) -> float:
     return float(_HC / math.sqrt(energy * (energy + 2 * _REST)))
 
 
+def complete_step(energy: float, convergence_angle: float) -> float:
+    """Largest scan step [A] with which patterns are known at all positions: no frequency of a scan lies beyond the
+    difference of two directions of the probe, 2 alpha / lambda, and half its inverse is lambda / (4 alpha).
+    """
+    return wavelength(energy) / (4 * convergence_angle)
+
+
+def largest_pixel(energy: float, half_angle: float) -> float:
+    """Largest pixel of a simulation [A] whose patterns are to reach to `half_angle` [rad].
+
+    Two thirds of the highest frequency 1 / (2 pixel) pass the band limit, so that lambda / (3 half_angle) would just
+    do; a little is left over.
+    """
+    return wavelength(energy) / (3.1 * half_angle)
+
+
 def interaction(energy: float) -> float:
     """Interaction parameter sigma [rad / (V A)]: a projected potential V shifts the phase by sigma V.
 

@@ -17,7 +17,7 @@ from exafield.engine import MapEngine
 from exafield.engine.local import ProcessEngine
 from exafield.microscopy import views
 from exafield.microscopy.crystal import Crystal, CrystalError, embedded, from_cif
-from exafield.microscopy.electron import wavelength
+from exafield.microscopy.electron import largest_pixel, wavelength
 from exafield.microscopy.recipe import DTYPES, Precision, Recipe, simulate
 from exafield.microscopy.scattering import Parametrisation
 from exafield.microscopy.views import View
@@ -137,8 +137,7 @@ class Generation:
             thicknesses=tuple(map(float, drawn)),
             b_factor=float(b_factor),
             slice_thickness=self.slice_thickness,
-            # Two thirds of the highest frequency pass the simulation: the detector must not reach beyond.
-            sampling=min(self.sampling, wavelength(drawn_energy) / (3.1 * self.detector_reach * float(angle))),
+            sampling=min(self.sampling, largest_pixel(drawn_energy, self.detector_reach * float(angle))),
             box=self.box,
             detector_pixels=self.detector_pixels,
             detector_reach=self.detector_reach,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from exafield.microscopy.scattering import POTENTIAL, Parametrisation, scattering_factor, symbols
@@ -103,6 +103,15 @@ class Slices:
         return self.potential[list(self.order)].repeat(1, *self.repeats)
 
 
+def layers(
+    heights: Float[np.ndarray, "atom"], edge: float, slice_thickness: float
+) -> tuple[int, Int[np.ndarray, "atom"]]:
+    """Number of slices in a repeat of `edge` [A] along the beam, and which of them holds each atom."""
+    count = max(1, round(edge / slice_thickness))
+    # A thousandth of a slice below a plane still counts as in the plane: coordinates such as 0.3333 are rounded.
+    return count, np.floor(heights / edge * count + 1e-3).astype(int) % count
+
+
 def projected_slices(
     view: View,
     sampling: float | tuple[float, float] = 0.125,
@@ -132,9 +141,7 @@ def projected_slices(
     a, b, c = view.cell
     finest = sampling if isinstance(sampling, tuple) else (sampling, sampling)
     nx, ny = grid_size(a, finest[0]), grid_size(b, finest[1])
-    count = max(1, round(c / slice_thickness))
-    # A thousandth of a slice below a plane still counts as in the plane: coordinates such as 0.3333 are rounded.
-    layer = np.floor(view.positions[:, 2] / c * count + 1e-3).astype(int) % count
+    count, layer = layers(view.positions[:, 2], c, slice_thickness)
     gx, gy = np.fft.fftfreq(nx, a / nx), np.fft.fftfreq(ny, b / ny)
     length = np.hypot(gx[:, None], gy[None])
     spectrum = np.zeros((count, nx, ny), dtype=complex)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from exafield.microscopy.calibration import Calibration, Recorded, ScanError
-from exafield.microscopy.electron import wavelength
+from exafield.microscopy.electron import complete_step
 from exafield.microscopy.scanfile import ScanFile
 from exafield.microscopy.survey import Disc, Survey, find_disc, hint, survey
 
@@ -215,7 +215,7 @@ def check_steps(prepared: Prepared, step: float, bin_width: float) -> list[str]:
         bin_width: of its detector [rad].
     """
     c, warnings = prepared.recorded, []
-    complete = wavelength(c.energy) / (4 * c.convergence_angle)
+    complete = complete_step(c.energy, c.convergence_angle)
     alike = math.isclose(*c.scan_step, rel_tol=1e-3)
     for axis, own in [("x and y", c.scan_step[0])] if alike else zip("xy", c.scan_step, strict=True):
         parts = step / own

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exafield.microscopy.calibration import Recorded, ScanError
 from exafield.microscopy.conditions import conditions, log_dose
-from exafield.microscopy.electron import wavelength
+from exafield.microscopy.electron import complete_step
 from exafield.microscopy.generate import Generation
 from exafield.microscopy.model import Reconstructor
 from exafield.microscopy.prepare import Prepared, check_steps
@@ -153,7 +153,7 @@ def detector_bins(prepared: Prepared, sight: Sight) -> tuple[Bins, list[str]]:
 def interleaved(prepared: Prepared, sight: Sight) -> tuple[int, int]:
     """How many scans of the network's step a finer one holds, along x and y, each with its own electrons."""
     c = prepared.recorded
-    complete = wavelength(c.energy) / (4 * c.convergence_angle)
+    complete = complete_step(c.energy, c.convergence_angle)
     held = (sight.step / max(step, 0.8 * complete) + 1e-3 for step in c.scan_step)
     # Their potentials must lie on the same pixels.
     divisors = [n for n in range(1, sight.refine + 1) if sight.refine % n == 0]
@@ -192,7 +192,7 @@ def reconstruct(
             f"{sight.step:g} A apart, and what is between recorded ones would be made up; is the scan step right?"
         )
     detector, said = detector_bins(prepared, sight)
-    complete = wavelength(c.energy) / (4 * c.convergence_angle)
+    complete = complete_step(c.energy, c.convergence_angle)
     many = (1, 1) if quick else interleaved(prepared, sight)
     found: list[tuple[tuple[int, int], Blend]] = []
     electrons, lost = c.dose, 0

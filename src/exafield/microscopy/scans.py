@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exafield.microscopy.conditions import conditions
 from exafield.microscopy.generate import CrystalWarning, Generation, keys
+from exafield.microscopy.potential import layers
 from exafield.store import SampleStore
 
 Part = Literal["train", "validation", "test"]
@@ -90,11 +91,10 @@ def scans_of(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> list
 
 
 def _times(about: Mapping[str, Any], thickness: float) -> Int[np.ndarray, "atom"]:
-    """How many of a specimen's slices hold each atom; slices as in `projected_slices`."""
+    """How many of a specimen's slices hold each atom."""
     edge = about["cell_angstrom"][2]
-    count = max(1, round(edge / about["recipe"]["slice_thickness"]))
     heights = np.array(about["positions_angstrom"])[:, 2]
-    layer = np.floor(heights / edge * count + 1e-3).astype(int) % count
+    count, layer = layers(heights, edge, about["recipe"]["slice_thickness"])
     depth = round(thickness * count / edge)
     times: np.ndarray = np.bincount(np.arange(depth) % count, minlength=count)[layer]
     return times

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exafield.microscopy.calibration import ScanError
 from exafield.microscopy.crystal import Crystal, embedded, from_cif
-from exafield.microscopy.electron import wavelength
+from exafield.microscopy.electron import complete_step, largest_pixel, wavelength
 from exafield.microscopy.readers import TRUTH
 from exafield.microscopy.recipe import Recipe, simulate
 from exafield.microscopy.room import warn_of_mean_loss
@@ -106,8 +106,7 @@ class Recording:
             thicknesses=(self.thickness,),
             b_factor=self.b_factor,
             slice_thickness=min(2.0, self.thickness),
-            # Two thirds of the highest frequency pass the simulation: the detector must not reach beyond.
-            sampling=min(_PIXEL, wavelength(self.energy) / (3.1 * max(self.half_angle, self.convergence_angle))),
+            sampling=min(_PIXEL, largest_pixel(self.energy, max(self.half_angle, self.convergence_angle))),
             box=max(_BOX, _WIDTHS * wavelength(self.energy) / self.convergence_angle),
             detector_pixels=self.detector_pixels,
             detector_reach=self.half_angle / self.convergence_angle,
@@ -177,7 +176,7 @@ def record(
     if path.exists():
         raise StoreError(f"--out {path}: this is there already: choose another name, or remove it")
     view = along(crystal, zone, max_edge=max_edge, max_strain=max_strain)
-    finest = wavelength(recording.energy) / (4 * recording.convergence_angle)
+    finest = complete_step(recording.energy, recording.convergence_angle)
     if view.cell[0] * view.cell[1] / finest**2 * recording.detector_pixels**2 > _LARGEST:
         raise ScanError(
             f"{view.name} repeats after {view.cell[0]:.1f} x {view.cell[1]:.1f} A, which is too large with "
