@@ -69,7 +69,8 @@ def test_rows_that_grow_and_relations_that_change(kind: str) -> None:
     """Nothing ends before its longest path, nor later than all of it in turn."""
     graph = pattern(kind, 8, 6, radix=3).graph()
     took = Simulated(quiet()).run(graph, 1e-3)
-    assert 0.006 <= took.elapsed <= 0.001 * len(graph) + took.messages * 1e-5
+    virtual = took.elapsed  # no clock is read
+    assert 0.006 <= virtual <= 0.001 * len(graph) + took.messages * 1e-5
     assert took.computing.sum() == pytest.approx(0.001 * len(graph))
 
 
