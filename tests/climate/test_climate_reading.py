@@ -81,6 +81,12 @@ def test_climatenet_tells_time_by_names_of_files(tmp_path: Path) -> None:
     assert open_snapshots(path, channels=FOUR).times == [None]
 
 
+def test_what_a_kill_left_half_written_is_not_read(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "data-2003-06-01-01-1.h5", made(), "deepcam")
+    (tmp_path / ".data-2003-06-01-02-1-4711.h5").write_bytes(b"half")
+    assert len(open_snapshots(tmp_path)) == 1
+
+
 def test_the_grid_of_the_published_set() -> None:
     # As ClimateNet files tell it (768 x 1152), and as points of the published tables confirm.
     grid = whole_globe(768, 1152).grid

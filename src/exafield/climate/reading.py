@@ -355,7 +355,9 @@ def find_files(paths: str | Path | Sequence[str | Path]) -> list[str]:
         elif path.is_dir() and (path.suffix == ".zarr" or any((path / mark).exists() for mark in ZARR_MARKS)):
             found.append(str(path))
         elif path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.name not in _NO_SNAPSHOTS)
+            # Hidden is what a kill has left half-written, see exafield.store.whole.
+            shown = (p for p in path.iterdir() if not p.name.startswith("."))
+            inside = sorted(p for p in shown if p.suffix in _SUFFIXES and p.name not in _NO_SNAPSHOTS)
             if not inside:
                 raise SnapshotError(f"{path} holds no file that ends in {', '.join(_SUFFIXES)}")
             found += map(str, inside)
