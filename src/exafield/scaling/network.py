@@ -204,7 +204,8 @@ def _link(
             (_, (small, _)), (_, (_, large)) = timed.lines()
             latency, rate = min(latency, small / one.latency), max(rate, one.transfer * large)
     latency = min(latency, agreeing or inf)
-    # A message needs its ends; where processors are shared by ranks, they were busy with other ranks' as well.
+    # A message needs its ends; where processors are shared by ranks, they were busy with other ranks' as well, and
+    # more than half of a message's time cannot be theirs: the rest of it is the way (our choice).
     overhead = min(cpu, latency / 4)
     return Link(latency - 2 * overhead, rate, 1, overhead, 0.0, shape.nodes)
 

@@ -10,6 +10,8 @@ from exafield.scaling.study import Data
 from exafield.scaling.subject import Subject
 from exafield.suggestion import counted
 
+# Share of a step beyond which a user is warned of what is not known well: our choice.
+_MUCH = 0.2
 # A GPU takes about so long to start one kernel, of which a gradient takes several; only to warn by. Our choice.
 _KERNEL = 5e-6
 
@@ -60,7 +62,7 @@ def transferred(
         return Transferred(step, tuple(said))
     moved = step.on(machine.device, there, source=_source(step))
     said += [*_rates(step, moved, machine, there), *_reading(moved, machine, data)]
-    if moved.other > 0.2 * moved.seconds:
+    if moved.other > _MUCH * moved.seconds:
         said.append(
             f"beware      {duration(moved.other)} of {duration(moved.seconds)} a step are neither forward, backward "
             "nor optimiser, and are taken to be as long there as here: a larger batch or network rests less on that"
@@ -71,7 +73,7 @@ def transferred(
             "GPU takes to start the kernels, so computing there will be slower than this: give it more (--batch)"
         )
     jitter = machine.jitter
-    if jitter.tail * jitter.pause > 0.2 * moved.seconds:
+    if jitter.tail * jitter.pause > _MUCH * moved.seconds:
         figure = machine.figures["jitter.pause"]
         said.append(
             f"beware      pauses of {duration(jitter.pause)} (jitter.pause, {figure.source}: "
