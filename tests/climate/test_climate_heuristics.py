@@ -139,19 +139,16 @@ def test_length_is_that_of_the_river() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 71))
 @settings(max_examples=25, deadline=None)
 def test_lengths_do_not_depend_on_how_the_grid_lies(seed: int, shift: int) -> None:
-    """Regions of random shape, with the seam elsewhere and north and south exchanged."""
+    """Regions of random shape, with the seam elsewhere."""
     grid = Grid.whole(36, 72)
-    noise = ndimage.gaussian_filter(
-        np.random.default_rng(seed).standard_normal(grid.shape), 2, mode=("nearest", "wrap")
-    )
-    mask = noise > 0.05
-    turned = Grid(grid.latitude, np.sort((grid.longitude - grid.longitude[shift]) % 360))
-    numbers, count = components.label(mask, grid)
-    there = components.lengths(numbers, np.arange(1, count + 1), grid)
-    for other, where in ((np.roll(mask, -shift, 1), turned), (mask[::-1], grid)):
-        numbers, count = components.label(other, where)
-        found = components.lengths(numbers, np.arange(1, count + 1), where)
-        assert np.sort(found) == pytest.approx(np.sort(there), rel=1e-9)
+    noise = np.random.default_rng(seed).standard_normal(grid.shape)
+    mask = ndimage.gaussian_filter(noise, 2, mode=("nearest", "wrap")) > 0.05
+    found = []
+    for moved in (0, shift):
+        turned = Grid(grid.latitude, np.sort((grid.longitude - grid.longitude[moved]) % 360))
+        numbers, count = components.label(np.roll(mask, -moved, 1), turned)
+        found.append(np.sort(components.lengths(numbers, np.arange(1, count + 1), turned)))
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
 
 
 @settings(max_examples=8, deadline=None)

@@ -16,6 +16,8 @@ Numbers = NDArray[np.int32]
 
 # Sweeps after the first that look for the ends of a region; two are enough for most. Our choice.
 _SWEEPS = 6
+# Part by which two distances along other ways round must differ to count as different: our choice.
+_ALIKE = 1e-9
 
 
 def label(mask: NDArray[np.bool_], grid: Grid, *, corners: bool = True, wrap: bool = True) -> tuple[Numbers, int]:
@@ -155,35 +157,45 @@ def lengths(numbers: Numbers, chosen: NDArray[np.int64], grid: Grid) -> NDArray[
     one, other, step = (np.concatenate(part) for part in zip(*parts, strict=True))
     graph = sparse.csr_matrix((step, (one, other)), (row.size, row.size))
     region = numbers[row, column]
+    away, order = _seen_from_the_middle(row, column, region, grid)
+
+    def most(value: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The cell of each region in which it is largest; of several that it is alike in, the first by their order."""
+        limit = np.full(int(region.max()) + 1, np.inf)
+        limit[chosen] = ndimage.maximum(value, region, chosen)
+        close = value >= limit[region] - _ALIKE * np.abs(limit[region])
+        best = ndimage.maximum_position(np.where(close, order, -1.0), region, chosen)
+        return np.array([position[0] for position in best], dtype=np.int64)
 
     def farthest(sources: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """One source in each region: no path leads from one to another, so that one sweep serves all."""
         reach = sparse.csgraph.dijkstra(graph, directed=False, indices=sources, min_only=True)
         reach[~np.isfinite(reach)] = -1.0
-        best = ndimage.maximum_position(reach, region, chosen)
-        where = np.array([position[0] for position in best], dtype=np.int64)
+        where = most(reach)
         return where, reach[where]
 
-    ends = _outermost(row, column, region, chosen, grid)
-    ends, found = farthest(ends)
+    ends, found = farthest(most(away))
     for _ in range(_SWEEPS):
         ends, longer = farthest(ends)
-        if not (longer > found * (1 + 1e-9)).any():
+        if not (longer > found * (1 + _ALIKE)).any():
             break
         found = np.maximum(found, longer)
     return found
 
 
-def _outermost(
-    row: NDArray[np.int64], column: NDArray[np.int64], region: NDArray[Any], chosen: NDArray[np.int64], grid: Grid
-) -> NDArray[np.int64]:
-    """Of each region the cell farthest from the mean direction of its area."""
+def _seen_from_the_middle(
+    row: NDArray[np.int64], column: NDArray[np.int64], region: NDArray[Any], grid: Grid
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far cells are from the mean direction of their region's area, in some measure; and an order of each region's
+    cells, from south to north and west to east, that is the same wherever the seam of the grid is. Both positive.
+    """
     north, east = np.deg2rad(grid.latitude[row]), np.deg2rad(grid.longitude[column])
     at = np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)])
     area = grid.areas[row, column]
     middle = np.stack([np.bincount(region, area * part) for part in at])
-    away = -(at * middle[:, region]).sum(0)
-    return np.array([position[0] for position in ndimage.maximum_position(away, region, chosen)], np.int64)
+    middle = middle / np.maximum(np.linalg.norm(middle, axis=0), 1e-30)
+    beside = (np.rad2deg(east - np.arctan2(middle[1], middle[0])[region]) + 180.0) % 360.0
+    return 1.0 - (at * middle[:, region]).sum(0), 1e3 * row + beside
 
 
 def _steps(
