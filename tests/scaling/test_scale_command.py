@@ -199,7 +199,8 @@ def test_advice_finds_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     control = next(a for a in made["advice"]["alone"] if a["topic"] == "control")
     assert control["choice"] in ("static", "bitvector", "tree:radix=4")
     assert control["gain"] > 0.2
-    assert made["advice"]["seconds"] < made["advice"]["asked_seconds"]
+    advised, asked = (made["advice"][name] for name in ("seconds", "asked_seconds"))  # modelled: no clock is read
+    assert advised < asked
     assert "most is lost to control plane" in capsys.readouterr().out
 
 

@@ -59,13 +59,13 @@ def test_rails_are_shared() -> None:
 def test_more_leaders_pay_where_there_are_more_rails() -> None:
     topology = Topology.regular(64, 4)
 
-    def seconds(leaders: int, rails: int) -> float:
+    def price(leaders: int, rails: int) -> float:
         test = machine(between__rails=rails)
         stages = Hierarchical(leaders).stages(topology, 1e8)
         return sum(cost(s, test, 16, 4).total for s in stages if s.scope == "between")
 
-    assert seconds(4, 4) < 0.3 * seconds(1, 4)
-    assert seconds(4, 1) == pytest.approx(seconds(1, 1), rel=0.01)
+    assert price(4, 4) < 0.3 * price(1, 4)
+    assert price(4, 1) == pytest.approx(price(1, 1), rel=0.01)
 
 
 def test_contention_counts() -> None:
