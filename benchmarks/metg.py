@@ -28,9 +28,10 @@ from typing import Any
 from exafield.engine import EngineError, engine
 from exafield.run import RunError
 from exafield.taskbench.flags import GraphFlags
-from exafield.taskbench.metg import Sweep, sweep
+from exafield.taskbench.metg import Sweep
 from exafield.taskbench.metg_files import to_json
 from exafield.taskbench.run import cores, machine, peak
+from exafield.taskbench.sweep import sweep
 
 BASE = GraphFlags(steps=1000, type="stencil_1d", kernel="compute_bound")
 DEFAULT = "serial,threads,shared,prange,mpi,mpi-bulk,mpi-compiled"

@@ -189,7 +189,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _metg(argv: list[str]) -> int:
-    from exafield.taskbench import metg, metg_files
+    from exafield.taskbench import metg_files, sweep
+    from exafield.taskbench.metg import Sweep
     from exafield.taskbench.run import amount, peak
     from exafield.taskbench.run import cores as all_cores
 
@@ -227,18 +228,18 @@ def _metg(argv: list[str]) -> int:
 
     before = rate()
     out = Path(options.get("--out", "metg"))
-    sweeps: list[metg.Sweep] = []
+    sweeps: list[Sweep] = []
     # What was given is run as it was given; that steps are 1,000 otherwise is only a convention.
     reduce = not any("-steps" in given or GRAPH in given for given in flags.given)
     refused = 0
     for name in names:
         for case in cases:
             try:
-                found = metg.sweep(
+                found = sweep.sweep(
                     made[name], case, name=name, peak=before, cores=cores, budget=budget, largest=largest,
                     reduce=reduce, say=_progress,
                 )  # fmt: skip
-            except metg.BudgetError as error:
+            except sweep.BudgetError as error:
                 if len(names) == len(cases) == 1:
                     raise
                 _progress(str(error))
@@ -250,21 +251,21 @@ def _metg(argv: list[str]) -> int:
         raise RunError(f"nothing could be measured within a budget of {budget:g} s")
     # Others that use the machine can only make it seem slower than it is.
     best = max(before, rate())
-    sweeps = [replace(sweep, peak=best) for sweep in sweeps]
+    sweeps = [replace(found, peak=best) for found in sweeps]
     print(f"peak of {cores} cores: {best:.4g} {sweeps[0].unit}")
-    for sweep in sweeps:
-        what = f" {experiment.flag} {getattr(sweep.graphs[0], experiment.field)}" if experiment else ""
-        metg_at = sweep.metg(threshold)
-        fewer = f" ({sweep.graphs[0].steps} steps)" if sweep.graphs[0].steps != graphs[0].steps else ""
-        print(f"{sweep.engine}{what}: METG({threshold:.0%}) {metg_at}{fewer}")
+    for found in sweeps:
+        what = f" {experiment.flag} {getattr(found.graphs[0], experiment.field)}" if experiment else ""
+        metg_at = found.metg(threshold)
+        fewer = f" ({found.graphs[0].steps} steps)" if found.graphs[0].steps != graphs[0].steps else ""
+        print(f"{found.engine}{what}: METG({threshold:.0%}) {metg_at}{fewer}")
         if metg_at.best > 1.1:
             _progress(
-                f"{sweep.engine}: efficiency up to {metg_at.best:.0%}: was the machine busy when its peak was measured?"
+                f"{found.engine}: efficiency up to {metg_at.best:.0%}: was the machine busy when its peak was measured?"
             )
-        apart = max(max(sample.elapsed) / min(sample.elapsed) for sample in sweep.samples)
+        apart = max(max(sample.elapsed) / min(sample.elapsed) for sample in found.samples)
         if apart > _APART:
             _progress(
-                f"{sweep.engine}: runs of one size differ by up to a factor of {apart:.1f}: what else runs on this "
+                f"{found.engine}: runs of one size differ by up to a factor of {apart:.1f}: what else runs on this "
                 "machine? Measure again when it does nothing else"
             )
     _write(out / "metg.json", metg_files.to_json(sweeps) + "\n")
