@@ -5,7 +5,7 @@ date line is seen whole. Towards the poles it always pads with zeros.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,11 @@ class Convolution(nn.Conv2d):
     def apply_filters(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same convolution with other filters: some of this one's channels, or more."""
         x = wrapped(x, self.wrap, self.wrap)
-        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        padding = self.padding
+        if self.dilation[0] >= x.shape[2] and self.kernel_size[0] == 3:
+            # Rows above and below are all beyond the poles: only the row of taps in the middle meets anything.
+            weight, padding = weight[:, :, 1:2], (0, padding[1])
+        return functional.conv2d(x, weight, bias, self.stride, padding, self.dilation)
 
 
 class Doubling(nn.ConvTranspose2d):
@@ -95,8 +99,35 @@ def wrapped(x: Tensor, west: int, east: int) -> Tensor:
     if max(west, east) > width:  # round the globe more than once
         columns = torch.arange(-west, width + east, device=x.device) % width
         return x[..., columns]
-    parts = [x[..., width - west :], x, x[..., :east]]
+    if torch.compiler.is_compiling():  # which makes one kernel of it, and of its derivative
+        return _joined(x, west, east)
+    result: Tensor = _Wrapped.apply(x, west, east)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _joined(x: Tensor, west: int, east: int) -> Tensor:
+    parts = [x[..., x.shape[-1] - west :], x, x[..., :east]]
     return torch.cat([part for part in parts if part.shape[-1]], -1)
+
+
+class _Wrapped(torch.autograd.Function):
+    """:func:`_joined`, whose derivative moves the whole field once: that of slices makes a field of zeros for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, west: int, east: int) -> Tensor:
+        ctx.edges = west, east
+        return _joined(x, west, east)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        west, east = ctx.edges
+        width = gradient.shape[-1] - west - east
+        last = gradient.is_contiguous(memory_format=torch.channels_last)
+        inner = gradient[..., west : west + width]
+        inner = inner.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+        inner[..., width - west :] += gradient[..., :west]
+        inner[..., :east] += gradient[..., west + width :]
+        return inner, None, None
 
 
 def pooled(x: Tensor, periodic: bool) -> Tensor:

@@ -61,9 +61,8 @@ class Segmenter(nn.Module):
 
     def forward(self, fields: Float[Tensor, "batch channel lat lon"]) -> Float[Tensor, "batch class lat lon"]:
         """Logits from scaled fields, as a source gives them."""
-        if fields.is_cuda:  # as the network's weights are laid out there
-            fields = fields.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(fields)
+        # As the network's weights are laid out in training.
+        logits: Tensor = self.network(fields.contiguous(memory_format=torch.channels_last))
         return logits
 
     @torch.no_grad()
