@@ -8,7 +8,7 @@ from threading import local
 
 import pytest
 
-from exafield.engine import Outcome, engine
+from exafield.engine import EngineError, Outcome, engine
 from exafield.run import RunError
 from exafield.taskbench import metg, plots, published, run
 from exafield.taskbench.command import USAGE, main
@@ -344,6 +344,44 @@ def test_an_engine_that_does_not_fit_does_not_stop_the_others(tmp_path, monkeypa
     monkeypatch.setattr(metg, "sweep", lambda *_, **__: made((10.0, 31.0), (6.0,), (4.0,), (3.0,)))
     assert main([*argv, "serial"]) == 0
     assert "serial: runs of one size differ by up to a factor of 3.1" in capsys.readouterr().err
+
+
+def test_every_sweep_is_announced_with_the_time_that_all_may_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metg, "sweep", lambda made_, graphs, **given: made(*CURVE, engine=given["name"]))
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+
+    def said(*more):
+        assert main(["metg", "--out", str(tmp_path), *more]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "at most" in line]
+
+    assert said() == ["serial: at most about 60 s"]
+    assert said("--engine", "serial,threads,shared", "--budget", "3000") == [
+        "serial: engine 1 of 3, at most about 2.5 h to go",
+        "threads: engine 2 of 3, at most about 1.7 h to go",
+        "shared: engine 3 of 3, at most about 50 min to go",
+    ]
+    lines = said("--engine", "serial,threads", "--experiment", "imbalance", "--budget", "30")
+    assert lines[3] == "serial: engine 1 of 2, -imbalance 1.5 (4 of 5), at most about 4 min to go"
+    assert lines[-1] == "threads: engine 2 of 2, -imbalance 2.0 (5 of 5), at most about 30 s to go"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("shared memory: a worker died")])
+def test_what_was_measured_before_the_end_is_kept(error, tmp_path, monkeypatch, capsys):
+    def fake(engine, graphs, **options):
+        if options["name"] == "shared":
+            assert [sweep.engine for sweep in load(tmp_path / "out" / "metg.json")] == ["serial", "threads"]
+            raise error
+        return made(*CURVE, engine=options["name"])
+
+    monkeypatch.setattr(metg, "sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    with pytest.raises(type(error)):
+        main(["metg", "--engine", "serial,threads,shared", "--out", str(tmp_path / "out")])
+    tables = {path.name: path.read_text().splitlines() for path in (tmp_path / "out").glob("*.csv")}
+    for name in ("metg.csv", "metg_thresholds.csv"):
+        assert list(dict.fromkeys(row.partition(",")[0] for row in tables[name])) == ["engine", "serial", "threads"]
+    assert f"broken off: 2 of 3 sweeps are in {tmp_path}/out" in capsys.readouterr().err
 
 
 def test_experiments_vary_their_setting(tmp_path, monkeypatch):
