@@ -49,10 +49,10 @@ def parsed(kind: type[_Arguments], command: str, question: str, argv: list[str])
     return tyro.cli(kind, prog=f"exafield {command}", args=argv, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def check_folder(path: Path) -> None:
-    """Raises RunError if there is no folder for a file."""
+def check_folder(path: Path, option: str = "--out") -> None:
+    """Raises RunError if there is no folder for the file that an option names."""
     if not path.absolute().parent.is_dir():
-        raise RunError(f"--out {path}: there is no folder {path.parent}")
+        raise RunError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def check_picture(path: Path) -> None:

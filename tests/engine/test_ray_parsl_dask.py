@@ -268,7 +268,7 @@ def test_parsl_uses_the_configuration_of_a_module(tmp_path: Path, monkeypatch: p
     _serves("parsl", "site_of_a_test:config")
     with pytest.raises(EngineError, match="MODULE:NAME"), engine("parsl", address="site_of_a_test:other").open():
         pass
-    with pytest.raises(ValueError, match="parsl-threads takes no address"):
+    with pytest.raises(ValueError, match="engine 'parsl-threads' takes no address; these do: mpi, "):
         engine("parsl-threads", address="site_of_a_test:config")
 
 

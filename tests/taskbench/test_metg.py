@@ -8,7 +8,7 @@ from threading import local
 
 import pytest
 
-from exafield.engine import Outcome, engine
+from exafield.engine import EngineError, Outcome, engine
 from exafield.run import RunError
 from exafield.taskbench import plots, published, run
 from exafield.taskbench.command import USAGE, main
@@ -271,9 +271,7 @@ LONG = replace(GRAPH, steps=1000)
 
 def test_steps_that_do_not_fit_are_refused_if_they_were_asked_for():
     slow = Slow(0.1)  # 100 s a bare run
-    with pytest.raises(
-        BudgetError, match=r"a run of 1000 steps takes about 100 s .* give --budget 12801, or few"
-    ):
+    with pytest.raises(BudgetError, match=r"a run of 1000 steps takes about 100 s .* give --budget 12801, or few"):
         sweep(slow, [LONG], name="serial", peak=1e9, cores=2, budget=60, clock=slow.clock)
     assert slow.steps == [10]  # a few rows have told it
 
@@ -378,6 +376,46 @@ def test_an_engine_that_does_not_fit_does_not_stop_the_others(tmp_path, monkeypa
     assert "serial: runs of one size differ by up to a factor of 3.1" in capsys.readouterr().err
 
 
+def test_every_sweep_is_announced_with_the_time_that_all_may_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "exafield.taskbench.sweep.sweep", lambda made_, graphs, **given: made(*CURVE, engine=given["name"])
+    )
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+
+    def said(*more):
+        assert main(["metg", "--out", str(tmp_path), *more]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "at most" in line]
+
+    assert said() == ["serial: at most about 60 s"]
+    assert said("--engine", "serial,threads,shared", "--budget", "3000") == [
+        "serial: engine 1 of 3, at most about 2.5 h to go",
+        "threads: engine 2 of 3, at most about 1.7 h to go",
+        "shared: engine 3 of 3, at most about 50 min to go",
+    ]
+    lines = said("--engine", "serial,threads", "--experiment", "imbalance", "--budget", "30")
+    assert lines[3] == "serial: engine 1 of 2, -imbalance 1.5 (4 of 5), at most about 4 min to go"
+    assert lines[-1] == "threads: engine 2 of 2, -imbalance 2.0 (5 of 5), at most about 30 s to go"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("shared memory: a worker died")])
+def test_what_was_measured_before_the_end_is_kept(error, tmp_path, monkeypatch, capsys):
+    def fake(engine, graphs, **options):
+        if options["name"] == "shared":
+            assert [sweep.engine for sweep in load(tmp_path / "out" / "metg.json")] == ["serial", "threads"]
+            raise error
+        return made(*CURVE, engine=options["name"])
+
+    monkeypatch.setattr("exafield.taskbench.sweep.sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    with pytest.raises(type(error)):
+        main(["metg", "--engine", "serial,threads,shared", "--out", str(tmp_path / "out")])
+    tables = {path.name: path.read_text().splitlines() for path in (tmp_path / "out").glob("*.csv")}
+    for name in ("metg.csv", "metg_thresholds.csv"):
+        assert list(dict.fromkeys(row.partition(",")[0] for row in tables[name])) == ["engine", "serial", "threads"]
+    assert f"broken off: 2 of 3 sweeps are in {tmp_path}/out" in capsys.readouterr().err
+
+
 def test_experiments_vary_their_setting(tmp_path, monkeypatch):
     seen = []
 
@@ -413,15 +451,70 @@ def test_pictures_of_curves_that_reach_nothing(tmp_path):
     assert all((tmp_path / f"none{name}.png").stat().st_size > 3_000 for name in ("", "_against", "_thresholds"))
 
 
-def test_a_legend_of_many_engines_is_inside_the_picture(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures, in place of the files that they would be written to."""
     from matplotlib.figure import Figure
 
     seen = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path: (self.canvas.draw(), seen.append(self)))
+    return seen
+
+
+def test_bars_of_efficiency_are_the_intervals_of_the_mean_times(drawn, tmp_path):
+    # Three times 4 s, give or take 1 %: the interval of the mean is 4.303 x 0.04 / sqrt(3) s to either side.
+    curve = made((10.0,), (6.0,), (3.96, 4.0, 4.04), (0.1, 5.9))
+    plots.efficiency(tmp_path / "a.png", [curve])
+    (axis,) = drawn[0].axes
+    (bars,) = axis.collections
+    known, wide = bars.get_segments()  # none of what was run once
+    time = 4.303 * 0.04 / math.sqrt(3)
+    for (granularity, efficiency), mean in ((known[0], 4 - time), (known[-1], 4 + time)):
+        assert granularity == pytest.approx(mean * 2 / 20 * 1e6, rel=1e-4)
+        assert efficiency == pytest.approx(100 * 200 / mean / 100, rel=1e-4)
+    # What is as good as unknown is as long as there is room, which it does not make more of.
+    assert wide[0][1] == pytest.approx(axis.get_ylim()[1])
+    assert wide[-1][0] > axis.get_xlim()[1]
+    assert "bars: 95 % intervals" in drawn[0].get_supxlabel()
+    plots.efficiency(tmp_path / "a.png", [made(*CURVE)])
+    assert "bars" not in drawn[1].get_supxlabel()
+
+
+def test_what_is_never_reached_is_in_a_strip_above_all_curves(drawn, tmp_path):
+    slow = [made((100.0,), (90.0,), engine=name) for name in ("b", "c", "d")]
+    plots.against(tmp_path / "a.png", [made(*CURVE, engine="a"), *slow], 0.5, lambda s: s.graphs[0].radix, "radix")
+    (axis,) = drawn[0].axes
+    bottom = axis.collections[-1].get_paths()[0].get_extents().y0
+    assert 0.5 <= bottom < 1
+    crosses = [line.get_ydata()[0] for line in axis.lines if line.get_marker() == "x"]
+    assert len(set(crosses)) == 3
+    assert all(bottom < height < 1 for height in crosses)
+    low, high = axis.get_ylim()
+    (height,) = {y for line in axis.lines if line.get_marker() == "o" for y in line.get_ydata()}
+    assert math.log(height / low) / math.log(high / low) < bottom
+    assert all(tick <= low * (high / low) ** bottom * 1.001 for tick in axis.get_yticks())
+
+
+def test_an_engine_has_its_colour_in_all_pictures_and_bounds_are_hollow(drawn, tmp_path):
+    sweeps = [made(*CURVE[:2], engine="serial"), made(*CURVE, engine="mpi")]
+    plots.efficiency(tmp_path / "a.png", sweeps, 0.5, plots.by_output)
+    plots.against(tmp_path / "b.png", sweeps, 0.5, lambda s: s.graphs[0].output, "bytes of a dependency")
+    colours = [
+        {line.get_label().partition(",")[0]: line.get_color() for line in figure.axes[0].lines} for figure in drawn
+    ]
+    assert colours[0]["serial"] == colours[1]["serial"] != colours[0]["mpi"] == colours[1]["mpi"]
+    hollow = [
+        line for line in drawn[1].axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())
+    ]
+    assert [line.get_color() for line in hollow] == [colours[0]["serial"]]
+    assert "hollow: at most" in drawn[1].get_supxlabel()
+
+
+def test_a_legend_of_many_engines_is_inside_the_picture(drawn, tmp_path):
     sweeps = [made(*CURVE, engine=f"engine number {number}") for number in range(40)]
     for draw in (plots.efficiency, plots.rate, plots.thresholds):
         draw(tmp_path / "picture.png", sweeps)
-    for figure in seen:
+    for figure in drawn:
         (legend,) = figure.legends
         box, whole = legend.get_window_extent(), figure.bbox
         assert len(legend.get_texts()) == 40

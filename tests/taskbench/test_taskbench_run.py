@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exafield.engine import EngineError, Outcome, Share, engine
+from exafield.engine import EngineError, Outcome, Share, engine, map_engine
 from exafield.engine.catalogue import SYSTEMS
 from exafield.run import RunError
 from exafield.taskbench import journal, report
@@ -31,11 +31,34 @@ def lines(text: str) -> list[str]:
 
 
 def test_options_that_an_engine_does_not_take_are_named(tmp_path: Path) -> None:
-    for option, value in (("workers", "4"), ("address", "host:1")):
-        with pytest.raises(RunError, match=f"one task after the other: takes no {option}"):
-            main(["run", "--engine", "serial", f"--{option}", value])
+    with pytest.raises(RunError, match="engine 'serial' takes no workers: leave it out"):
+        main(["run", "--engine", "serial", "--workers", "4"])
+    with pytest.raises(RunError, match="engine 'threads' takes no address"):  # before anything is measured
+        main(["metg", "--engine", "mpi,threads", "--address", "host:1", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if not system.address])
+def test_an_address_given_to_an_engine_that_takes_none_is_refused_with_the_names_of_those_that_do(name: str) -> None:
+    with pytest.raises(ValueError, match=f"engine '{name}' takes no address; these do: ") as refused:
+        engine(name, address="host:1")
+    named = str(refused.value).partition("these do: ")[2].split(", ")
+    assert named == [other for other, system in SYSTEMS.items() if system.address]
+    if SYSTEMS[name].maps:
+        with pytest.raises(ValueError, match="takes no address; these do: ") as refused:
+            map_engine(name, "host:1")
+        assert all(SYSTEMS[other].maps for other in str(refused.value).partition("these do: ")[2].split(", "))
+
+
+def test_a_file_without_a_folder_is_refused_before_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match="this is a folder: name a file"):
         main(["run", "--engine", "serial", "--json", str(tmp_path)])
+    with pytest.raises(RunError, match=f"--json {tmp_path}/none/a.json: there is no folder {tmp_path}/none"):
+        main(["run", "--engine", "serial", "--json", f"{tmp_path}/none/a.json"])
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=f"--out {tmp_path}/file: cannot be made"):
+        main(["metg", "--out", f"{tmp_path}/file"])
+    assert capsys.readouterr().out == ""
 
 
 def test_defaults_are_those_of_the_reference():
@@ -274,7 +297,7 @@ def test_the_estimate_keeps_its_quirks(width, nodes, local):
 
 
 def test_serial_end_to_end(tmp_path, capsys):
-    file = tmp_path / "new" / "run.json"
+    file = tmp_path / "run.json"
     argv = "run --engine serial --passes 3 -steps 5 -type stencil_1d -kernel compute_bound -iter 5 -and -type tree"
     assert main([*argv.split(), "--json", str(file)]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -554,9 +577,10 @@ def test_engines_are_listed(capsys):
 def test_engines_say_what_address_takes_if_they_take_one(name):
     # The option is the adapter's, what it takes is in the catalogue.
     try:
-        takes = "address" in {field.name for field in fields(SYSTEMS[name].make())}
+        made = SYSTEMS[name].make()
     except ImportError as error:
         pytest.skip(str(error))
+    takes = "address" in {field.name for field in fields(made)} and not getattr(made, "threads", False)
     assert takes == bool(SYSTEMS[name].address)
 
 

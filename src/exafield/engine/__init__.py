@@ -5,7 +5,7 @@ native bodies. A system offers one or both; :func:`engine` finds it by name, and
 lists them all.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -138,6 +138,9 @@ def engine(name: str, **options: Any) -> Any:
 
     if name not in SYSTEMS:
         raise ValueError(unknown("engine", name, SYSTEMS))
+    for option in options:
+        if not SYSTEMS[name].takes(option):
+            raise ValueError(_not_taken(name, option, SYSTEMS))
     return SYSTEMS[name].make(**options)
 
 
@@ -153,7 +156,17 @@ def map_engine(name: str, address: str | None = None) -> MapEngine:
 
     if name not in SYSTEMS:
         raise ValueError(unknown("engine", name, [known for known, system in SYSTEMS.items() if system.maps]))
+    if address is not None and not SYSTEMS[name].takes("address"):
+        raise ValueError(_not_taken(name, "address", {other: each for other, each in SYSTEMS.items() if each.maps}))
     made = engine(name, **({} if address is None else {"address": address}))
     if not isinstance(made, MapEngine):
         raise ValueError(f"engine {name!r} runs task graphs only: exafield taskbench engines tells which map")
     return made
+
+
+def _not_taken(name: str, option: str, systems: Mapping[str, Any]) -> str:
+    """What is said of an option that engine `name` does not take; `systems` are those that could take its place."""
+    if option != "address":  # which nearly all others take
+        return f"engine {name!r} takes no {option}: leave it out"
+    others = ", ".join(other for other, system in systems.items() if system.address)
+    return f"engine {name!r} takes no address; these do: {others}"

@@ -46,18 +46,17 @@ class System:
     address: str = ""
 
     def make(self, **options: Any) -> Any:
-        """The engine.
+        """The engine, with options that it takes."""
+        return self._kind(**{**(self.options or {}), **options})
 
-        Raises:
-            ValueError: an option that it does not take.
-        """
+    def takes(self, option: str) -> bool:
+        """Whether the engine has this option."""
+        return bool(self.address) if option == "address" else option in signature(self._kind).parameters
+
+    @property
+    def _kind(self) -> Any:
         module, _, name = self.adapter.partition(":")
-        kind = getattr(import_module(f"exafield.engine.{module}"), name)
-        taken = signature(kind).parameters
-        for option in options:
-            if option not in taken:
-                raise ValueError(f"{self.title}: takes no {option}")
-        return kind(**{**(self.options or {}), **options})
+        return getattr(import_module(f"exafield.engine.{module}"), name)
 
     @property
     def version(self) -> str | None:
@@ -109,7 +108,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "parsl-threads": System(
         "parsl_apps:ParslEngine", "Parsl, threads", "parsl", "parsl", "Apache-2.0",
-        maps=True, all_rows=True, options={"threads": True}, address=_PARSL,
+        maps=True, all_rows=True, options={"threads": True},
     ),
     "parsl": System(
         "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",

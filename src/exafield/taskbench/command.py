@@ -15,6 +15,7 @@ from exafield.run import RunError
 from exafield.suggestion import unknown
 from exafield.taskbench.experiments import EXPERIMENTS, swept
 from exafield.taskbench.flags import GRAPH, GRAPH_HELP, FlagError, count, number, parse, separate
+from exafield.taskbench.series import Kept, folder, measure, write
 
 FAILED, USAGE = 1, 2
 # Runs of one size on a machine that does nothing else differ by less than this factor; our choice.
@@ -163,8 +164,12 @@ def _run(argv: list[str]) -> int:
     passes = count(options, "--passes", 2) or 2
     name = options.get("--engine", "serial")
     made = _made(name, options)
-    if "--json" in options and Path(options["--json"]).is_dir():
-        raise RunError(f"--json {options['--json']}: this is a folder: name a file")
+    if "--json" in options:
+        from exafield.subcommand import check_folder
+
+        if Path(options["--json"]).is_dir():
+            raise RunError(f"--json {options['--json']}: this is a folder: name a file")
+        check_folder(Path(options["--json"]), "--json")
     for line in report.before(patterns, kernels, flags.verbose):
         print(line)
     sys.stdout.flush()
@@ -174,23 +179,11 @@ def _run(argv: list[str]) -> int:
     )  # fmt: skip
     print("\n".join(report.after(result.totals, result.elapsed)))
     if "--json" in options:
-        _write(Path(options["--json"]), result.to_json(patterns, kernels) + "\n")
+        write(Path(options["--json"]), result.to_json(patterns, kernels) + "\n")
     return 0
 
 
-def _write(path: Path, text: str) -> None:
-    from exafield.store import StoreError, atomic_write
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, text.encode())
-    except (OSError, StoreError) as error:
-        raise RunError(f"{path} cannot be written: {error}") from error
-
-
 def _metg(argv: list[str]) -> int:
-    from exafield.taskbench import metg_files, sweep
-    from exafield.taskbench.metg import Sweep
     from exafield.taskbench.run import amount, peak
     from exafield.taskbench.run import cores as all_cores
 
@@ -215,43 +208,35 @@ def _metg(argv: list[str]) -> int:
     names = _names(options)
     made = {name: _made(name, options) for name in names}
     graphs = swept(flags, experiment, cores)
-    cases = [graphs]
+    cases = {"": graphs}
     if experiment is not None:
-        cases = [[replace(graph, **{experiment.field: value}) for graph in graphs] for value in experiment.values]
+        cases = {
+            f"{experiment.flag} {value}": [replace(graph, **{experiment.field: value}) for graph in graphs]
+            for value in experiment.values
+        }
     largest = max(graph.iterations for graph in graphs) or None
-    for case in cases:  # before anything is measured
+    for case in cases.values():  # before anything is measured
         amount([replace(graph, iterations=1) for graph in case])
+    out = Path(options.get("--out", "metg"))
+    folder(out)
     threads = min(cores, there)
 
     def rate() -> float:  # with more cores than are here, those of other machines count as if they were like this one
-        return peak(cases[0], threads) * cores / threads
+        return peak(next(iter(cases.values())), threads) * cores / threads
 
     before = rate()
-    out = Path(options.get("--out", "metg"))
-    sweeps: list[Sweep] = []
+    kept = Kept(out, len(made) * len(cases), _progress)
     # What was given is run as it was given; that steps are 1,000 otherwise is only a convention.
     reduce = not any("-steps" in given or GRAPH in given for given in flags.given)
-    refused = 0
-    for name in names:
-        for case in cases:
-            try:
-                found = sweep.sweep(
-                    made[name], case, name=name, peak=before, cores=cores, budget=budget, largest=largest,
-                    reduce=reduce, say=_progress,
-                )  # fmt: skip
-            except sweep.BudgetError as error:
-                if len(names) == len(cases) == 1:
-                    raise
-                _progress(str(error))
-                refused += 1
-                continue
-            sweeps.append(found)
-            _write(out / "metg.json", metg_files.to_json(sweeps) + "\n")  # nothing is lost if the next one fails
-    if not sweeps:
-        raise RunError(f"nothing could be measured within a budget of {budget:g} s")
-    # Others that use the machine can only make it seem slower than it is.
-    best = max(before, rate())
-    sweeps = [replace(found, peak=best) for found in sweeps]
+    with kept.saved():
+        refused = measure(
+            made, cases, kept, peak=before, cores=cores, budget=budget, largest=largest, reduce=reduce, say=_progress
+        )
+        if not kept.sweeps:
+            raise RunError(f"nothing could be measured within a budget of {budget:g} s")
+        # Others that use the machine can only make it seem slower than it is.
+        best = max(before, rate())
+    kept.sweeps = sweeps = [replace(found, peak=best) for found in kept.sweeps]
     print(f"peak of {cores} cores: {best:.4g} {sweeps[0].unit}")
     for found in sweeps:
         what = f" {experiment.flag} {getattr(found.graphs[0], experiment.field)}" if experiment else ""
@@ -268,9 +253,7 @@ def _metg(argv: list[str]) -> int:
                 f"{found.engine}: runs of one size differ by up to a factor of {apart:.1f}: what else runs on this "
                 "machine? Measure again when it does nothing else"
             )
-    _write(out / "metg.json", metg_files.to_json(sweeps) + "\n")
-    _write(out / "metg.csv", metg_files.to_csv(sweeps))
-    _write(out / "metg_thresholds.csv", metg_files.thresholds_to_csv(sweeps))
+    kept.tables()
     _draw(out, sweeps, threshold, options.get("--experiment"))
     print(f"results and pictures: {out}{os.sep}")
     return FAILED if refused else 0
@@ -315,14 +298,14 @@ def _compare(argv: list[str]) -> int:
     if not files:
         raise RunError("exafield taskbench compare FILE...: which files?")
     sweeps = [sweep for file in files for sweep in metg_files.load(Path(file))]
+    out = Path(options.get("--out", "."))
+    folder(out)
     print("engine          graph                         METG at efficiency")
     for sweep in sweeps:
         graph = sweep.graphs[0]
         kind = f"{len(sweep.graphs)} x {graph.type}" if len(sweep.graphs) > 1 else graph.type
         what = f"{kind}, radix {graph.radix}, {graph.output} B"
         print(f"{sweep.engine:15s} {what:29s} {threshold:.0%}: {sweep.metg(threshold)}")
-    out = Path(options.get("--out", "."))
-    out.mkdir(parents=True, exist_ok=True)
     plots.compare(out / "compare.png", sweeps, threshold)
     plots.efficiency(out / "efficiency.png", sweeps, threshold)
     print(f"pictures: {out / 'compare.png'}, {out / 'efficiency.png'}")

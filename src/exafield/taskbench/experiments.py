@@ -35,7 +35,7 @@ EXPERIMENTS = {
                                 "bytes of a dependency"),
     "imbalance": Experiment("-imbalance", "imbalance", (0.0, 0.5, 1.0, 1.5, 2.0),
                             replace(_NEAREST, kernel="load_imbalance"), 4,
-                            "load imbalance x: tasks are (1 ± x/2) times as long"),
+                            "load imbalance x: tasks are 1 - x/2 to 1 + x/2 times as long"),
 }  # fmt: skip
 
 
