@@ -207,7 +207,7 @@ class Snapshots:
         unit = options.units.get(channel, unit)
         values = checks.in_channel_units(channel, unit, values)
         if options.plausible:
-            checks.plausible(channel, unit, values)
+            checks.plausible(channel, unit, values, self._axes.grid)
         return values, count
 
     def take_over(self, other: "Snapshots") -> None:
