@@ -1,4 +1,4 @@
-"""What is said of files: means over the area, and columns that are there twice."""
+"""What is said and shown of files: means over the area, units, and columns that are there twice."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ for _package in ("xarray", "h5netcdf", "h5py"):
     pytest.importorskip(_package)
 
 from climate_made import dataset, days, made  # noqa: E402
+from exafield.climate import plots  # noqa: E402
+from exafield.climate.command import main  # noqa: E402
 from exafield.climate.description import describe  # noqa: E402
 from exafield.climate.masks import How  # noqa: E402
 
@@ -29,3 +31,13 @@ def test_means_are_of_the_area(tmp_path: Path) -> None:
         (line,) = (line for line in lines if line.strip().startswith(f"{name} "))
         assert float(line.split()[-2]) == pytest.approx(mean, rel=5e-4)
         assert name == "PSL" or mean != pytest.approx(float(data[name].mean()), rel=5e-3)
+
+
+def test_pictures_tell_the_units_of_what_is_no_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(plots, "panels", lambda path, fields, *_, **__: shown.extend(fields))
+    data = dataset([made(("TMQ",))])
+    data["VORT"] = (1e-6 * data["TMQ"]).assign_attrs(units="s**-1")
+    data.to_netcdf(tmp_path / "x.nc", engine="h5netcdf")
+    assert main(["show", str(tmp_path / "x.nc"), "--fields", "TMQ", "VORT", "--out", str(tmp_path / "x.png")]) == 0
+    assert shown == ["TMQ, precipitable water of the column [kg m$^{-2}$]", "VORT [s$^{-1}$]"]
