@@ -223,10 +223,11 @@ def _grid(axes: Axes) -> str:
     north, east = axes.grid.latitude, axes.grid.longitude
     order = ", stored from north to south" if axes.latitude[0] > axes.latitude[-1] else ""
     whole = "round the globe" if axes.grid.periodic else "a region"
+    again = f", {axes.longitude.size} columns in the file, of which the last is the first again" if axes.repeats else ""
     places = f"{_place(north[0], 'SN')} to {_place(north[-1], 'SN')} {_steps(north)}"
     return (
         f"{axes.grid.shape[0]} x {axes.grid.shape[1]}: {places}, {_place(east[0], 'WE')} to "
-        f"{_place(east[-1], 'WE')} {_steps(east)}; {whole}{order}"
+        f"{_place(east[-1], 'WE')} {_steps(east)}; {whole}{again}{order}"
     )
 
 
