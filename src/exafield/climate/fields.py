@@ -17,8 +17,9 @@ class Channel:
         level: pressure [Pa] where the quantity is one level of a field with a vertical axis.
         typical: lowest and highest value that is plausible anywhere on Earth, our choice; values that lie
             outside are a sign of wrong units.
-        usual: lowest and highest mean of the magnitude over half the globe or more, our choice: a factor of 3 or more
-            from what is observed, so that only a unit is told by it; None where `typical` tells as much.
+        usual: lowest and highest mean of the magnitude over half the globe or more, our choice: a factor of about
+            3 or more from what the synthetic atmosphere has, so that only a unit is told by it; None where `typical`
+            tells as much. Winds have no lowest: an idealised atmosphere may be calm.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Channel:
 _ALL = (
     Channel("TMQ", "kg m-2", "atmosphere_mass_content_of_water_vapor", "precipitable water of the column",
             ("prw", "tcwv", "IWV", "TQV", "pwat"), None, (0.0, 120.0),
-            (5.0, 70.0)),  # 24 over the globe (Trenberth et al. 2005)
+            (5.0, 75.0)),  # 24 over the globe (Trenberth et al. 2005)
     Channel("U850", "m s-1", "eastward_wind", "eastward wind at 850 hPa", ("ua", "u", "U"), 85000.0, (-150.0, 150.0),
             (0.0, 20.0)),
     Channel("V850", "m s-1", "northward_wind", "northward wind at 850 hPa", ("va", "v", "V"), 85000.0, (-150.0, 150.0),
