@@ -23,7 +23,7 @@ def made(
     rng = np.random.default_rng(seed)
     fields = [
         rng.uniform(low + 0.3 * (high - low), high - 0.3 * (high - low), axes.grid.shape)
-        for low, high in (CHANNELS[name].typical for name in channels)
+        for low, high in (CHANNELS[name].usual or CHANNELS[name].typical for name in channels)
     ]
     labels = rng.integers(0, 3, axes.grid.shape, dtype=np.uint8)
     return Snapshot(np.array(fields, dtype=np.float32), channels, axes, time, labels)
@@ -51,7 +51,7 @@ def days(n: int) -> list[np.datetime64]:
 
 def published(path: Path, shape: tuple[int, ...], **more: Any) -> np.ndarray:
     """As the original scripts write: no coordinates, no attributes."""
-    middles = np.array([np.mean(c.typical) for c in CHANNELS.values()], dtype=np.float32)
+    middles = np.array([np.mean(c.usual or c.typical) for c in CHANNELS.values()], dtype=np.float32)
     data = np.broadcast_to(middles if shape[-1] == 16 else middles[: shape[0], None, None], shape).copy()
     with h5py.File(path, "w") as file:
         file["climate/data"] = data

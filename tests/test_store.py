@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +200,46 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 
     with locked(tmp_path / "data.zarr"), open(tmp_path / "data.zarr.lock") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with open(tmp_path / "data.zarr.lock") as other:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "data.zarr"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_goes_keeps_out_those_who_come_and_those_who_wait(tmp_path: Path) -> None:
+    counter, inside = tmp_path / "counter", []
+    counter.write_text("0")
+
+    def count(_: int) -> None:
+        for _ in range(40):
+            with locked(counter):
+                inside.append(1)
+                assert len(inside) == 1
+                number = int(counter.read_text())
+                counter.write_text(str(number + 1))
+                inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:  # each opens the lock anew, as processes do
+        list(pool.map(count, range(8)))
+    assert counter.read_text() == "320"
+    assert list(tmp_path.iterdir()) == [counter]
+
+
+def test_a_lock_that_seems_to_be_there_is_known_by_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system, which remembers a name that another machine has removed."""
+    lock = tmp_path / "a.lock"
+    lock.write_bytes(b"let go")
+    looked: list[int] = []
+
+    def remembered(one: os.stat_result, other: os.stat_result) -> bool:
+        if not looked:
+            lock.unlink()
+        looked.append(one.st_size)
+        return True
+
+    monkeypatch.setattr(os.path, "samestat", remembered)
+    with locked(tmp_path / "a"):
+        assert looked == [6, 0]
 
 
 def test_fields_normalise_and_restore() -> None:
@@ -241,6 +281,29 @@ def test_what_goes_wrong_leaves_the_old_one(tmp_path: Path, name: str) -> None:
     assert not kill.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert read() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a[1].zarr", "a"])
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    script = f"""
+import os, signal
+from exafield.store import whole
+with whole({str(path)!r}) as part:
+    {"part.mkdir()" if path.suffix == ".zarr" else "part.touch()"}
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    before = left.name.removesuffix(path.suffix).rstrip("0123456789")
+    # Of a writer that runs, of another machine, of another target, and none of anybody's.
+    others = [f"{before}{os.getppid()}{path.suffix}", f".{path.stem}-00000000-1{path.suffix}"]
+    others += [left.name.replace("a", "b", 1), f"{left.name}.more", f"{before}x{path.suffix}"]
+    for other in others:
+        (tmp_path / other).touch()
+    with whole(path) as part:
+        part.touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, *others])
 
 
 def test_a_file_takes_no_folders_place_and_nothing_none(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import contextlib
 import functools
 import json
 import os
+import platform
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from exafield.requirement import require
 _FORMAT = 1
 # Room for what HDF5 itself writes beside a sample's arrays [bytes], our choice; it takes some kilobytes.
 _OVERHEAD = 1 << 16
-
+# What is written into a lock that has been removed.
+_LET_GO = b"let go"
 
 #: Folder of run folders that are given no other place.
 ROOT = "runs"
@@ -68,13 +71,15 @@ def remove(path: Path) -> None:
 def whole(path: str | Path, advice: str = "free some space or choose another folder") -> Iterator[Path]:
     """A name beside `path` to write a file or a Zarr folder under; when that went well it becomes `path`.
 
-    What lay there before is replaced, or stays if something goes wrong: a file at one stroke, a folder not.
+    What lay there before is replaced, or stays if something goes wrong: a file at one stroke, a folder not. What a
+    writer of this machine that was killed has left of the same `path` is removed.
 
     Raises:
         StoreError: it could not be written; says that, and `advice`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    partial = path.with_name(_partial(path, os.getpid()))
+    _sweep(path)
     try:
         remove(partial)
         yield partial
@@ -95,6 +100,42 @@ def whole(path: str | Path, advice: str = "free some space or choose another fol
         raise StoreError(f"cannot write {path}: {why}; {advice}") from error
     finally:
         remove(partial)
+
+
+def _partial(path: Path, process: object) -> str:
+    """Name under which a process of this machine writes; another machine may have one of the same number."""
+    machine = zlib.crc32(platform.node().encode())
+    return f".{path.stem}-{machine:08x}-{process}{path.suffix}"
+
+
+def _sweep(path: Path) -> None:
+    """Removes what writers of a path have left that no longer run."""
+    after = path.suffix
+    before = _partial(path, "").removesuffix(after)
+    for name in _hidden(path.parent.absolute()):
+        number = name.removeprefix(before).removesuffix(after)
+        if name == f"{before}{number}{after}" and number.isdecimal() and not _runs(int(number)):
+            with contextlib.suppress(OSError):
+                remove(path.with_name(name))
+
+
+@functools.cache
+def _hidden(folder: Path) -> tuple[str, ...]:
+    # Looked up once by each process: a data set is a folder of 100,000 files, each of which is written in this way.
+    try:
+        return tuple(name for name in os.listdir(folder) if name.startswith("."))
+    except OSError:
+        return ()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's; no number of a process
+        return True
+    return True
 
 
 class RunFolder:
@@ -298,14 +339,36 @@ def locked(path: str | Path) -> Iterator[None]:
         raise StoreError("a script that starts processes must do so below `if __name__ == '__main__':`")
 
     lock = Path(path).with_name(f"{Path(path).name}.lock")
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "ab+")  # noqa: SIM115
+        except OSError as error:
+            raise StoreError(f"cannot write {lock}: {error.strerror}; choose another place") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_gone(file.fileno(), lock):
+                try:
+                    yield
+                finally:
+                    # Removed while it is held, and marked: those who wait for this very file then look for another.
+                    with contextlib.suppress(OSError):
+                        lock.unlink()
+                        os.write(file.fileno(), _LET_GO)
+                return
+
+
+def _is_gone(descriptor: int, lock: Path) -> bool:
+    """Whether an open lock is no longer the file of its name, and so keeps nobody out who comes later.
+
+    On a network file system a name may still seem to be that of a file which another machine has removed: its mark
+    tells, since what is in a file is read afresh once the lock is held.
+    """
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115
-    except OSError as error:
-        raise StoreError(f"cannot write {lock}: {error.strerror}; choose another place") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        mine, named = os.fstat(descriptor), os.stat(lock)
+    except OSError:
+        return True
+    return not os.path.samestat(mine, named) or os.pread(descriptor, len(_LET_GO), 0) == _LET_GO
 
 
 def cache_folder() -> Path:

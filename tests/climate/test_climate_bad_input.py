@@ -12,11 +12,14 @@ for _package in ("xarray", "h5netcdf", "h5py", "zarr", "cftime"):
 import xarray as xr  # noqa: E402
 
 from climate_made import LATITUDES, LONGITUDES, dataset, days, made, published  # noqa: E402
-from exafield.climate.fields import FOUR  # noqa: E402
+from exafield.climate import checks  # noqa: E402
+from exafield.climate.atmosphere import Atmosphere  # noqa: E402
+from exafield.climate.fields import CHANNELS, FOUR  # noqa: E402
+from exafield.climate.grid import Grid  # noqa: E402
 from exafield.climate.layouts import damage  # noqa: E402
 from exafield.climate.published import write_snapshot  # noqa: E402
 from exafield.climate.reading import open_snapshots  # noqa: E402
-from exafield.climate.snapshot import SnapshotError, whole_globe  # noqa: E402
+from exafield.climate.snapshot import Snapshot, SnapshotError, whole_globe  # noqa: E402
 
 
 def change(action: Callable[[xr.Dataset], Any]) -> Callable[[Path], None]:
@@ -139,6 +142,52 @@ def test_bad_input_is_refused(tmp_path: Path, kind: str) -> None:
     assert len(read) + len([s for s in snapshots.skipped if s.time is not None]) == len(snapshots)
     assert {s.path for s in snapshots.skipped} == {str(path)}
     assert len(snapshots.checked()) == len(read)
+
+
+@pytest.mark.parametrize(
+    ("channel", "factor", "message"),
+    [
+        ("PRECT", 1e3, r"PRECT is .* on average over the globe.*told as 'm s-1'.*\{'PRECT': 'kg m-2 s-1'\}"),
+        ("PRECT", 1e-3, "PRECT is .* check the variable and its unit, or read with plausible=False"),
+        ("TMQ", 0.1, r"TMQ is .*\{'TMQ': 'cm'\}"),
+        ("QREFHT", 1e-3, "QREFHT is .* in magnitude on average over the globe, where only 0.002 to 0.03 can be"),
+        ("U850", 3.6, "U850 is .* where only 0 to 20 can be"),
+        ("VBOT", 10.0, "VBOT is .* where only 0 to 12 can be"),
+        ("Z1000", 0.1, r"Z1000 is .*\{'Z1000': 'dam'\}"),
+    ],
+)
+def test_a_wrong_factor_shows_in_the_mean(tmp_path: Path, channel: str, factor: float, message: str) -> None:
+    # Each value by itself could be: but for a storm's peak, as here, the range of single ones is wide.
+    axes = whole_globe(48, 72)
+    values, labels = Atmosphere(axes.grid).snapshot(np.datetime64("2004-08-11T06"))
+    at = [*CHANNELS].index(channel)
+    mended = Snapshot(values, tuple(CHANNELS), axes, days(1)[0], labels)
+    dataset([mended]).to_netcdf(tmp_path / "right.nc", engine="h5netcdf")
+    assert len(list(open_snapshots(tmp_path / "right.nc"))) == 1
+    values[at] = np.clip(values[at] * factor, *CHANNELS[channel].typical)
+    dataset([mended]).to_netcdf(tmp_path / "wrong.nc", engine="h5netcdf")
+    with pytest.raises(SnapshotError, match=message):
+        open_snapshots(tmp_path / "wrong.nc")[0]
+    assert open_snapshots(tmp_path / "wrong.nc", plausible=False)[0][channel].shape == axes.grid.shape
+
+
+def test_rain_of_regions_and_of_first_steps() -> None:
+    globe = whole_globe(90, 180).grid
+    rain = np.full(globe.shape, 3e-8, np.float32)
+
+    def judge(values: np.ndarray, grid: Grid) -> None:
+        checks.plausible("PRECT", "m s-1", values, grid)
+
+    judge(np.zeros_like(rain), globe)  # zero in any unit
+    judge(np.where(globe.latitude[:, None] < 0, np.nan, rain), globe)  # half of it missing, the other half right
+    with pytest.raises(SnapshotError, match="over the globe"):
+        judge(np.where(globe.latitude[:, None] < 0, np.nan, 1000 * rain), globe)
+    # A continent may be dry, and a storm fill a small region, but no continent is under it.
+    continent, island = (Grid(np.arange(30.0, north, 1.0), np.arange(0.0, 40.0, 1.0)) for north in (70.0, 34.0))
+    judge(np.full(continent.shape, 1e-12, np.float32), continent)
+    judge(np.full(island.shape, 3e-5, np.float32), island)
+    with pytest.raises(SnapshotError, match=r"on average over 1\d\.\d million km2, where only 0 to 5e-06 can be"):
+        judge(np.full(continent.shape, 3e-5, np.float32), continent)
 
 
 def test_units_said_by_the_user_win(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from drawn_storms import add_disc
-from exafield.climate import bars, events, plots, statistics
+from exafield.climate import bars, clock, events, plots, statistics, study
 from exafield.climate.fields import CYCLONE, RIVER
 from exafield.climate.grid import Grid
 from exafield.climate.tracking import Track, Tracker
@@ -119,3 +119,39 @@ def test_ticks() -> None:
     assert [plots._east(value) for value in (0.0, 90.0, 180.0, 270.0, -90.0, 360.0)] == [
         "0°", "90°E", "180°", "90°W", "90°W", "0°",
     ]  # fmt: skip
+
+
+def test_colours_about_zero_for_what_has_both_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: kept.append(figure))
+    wave = np.sin(np.deg2rad(GRID.longitude)) + np.zeros(GRID.shape)
+    fields = {
+        "U850, wind [m]": wave + 2,  # a wind, though nowhere from the east
+        "VORT [s$^{-1}$]": 1e-5 * (wave + 0.5),
+        "gust": wave + 1.0,
+        "PRECT, rain": wave + 0.99,  # rounding makes some of it negative
+        "nothing": 0 * wave,
+    }
+    plots.panels(tmp_path / "x.png", fields, GRID)
+    maps = [axes.collections[0] for axes in kept[-1].axes[: len(fields)]]
+    drawn = {
+        name.split()[0].strip(","): (one.get_cmap().name, *one.get_clim())
+        for name, one in zip(fields, maps, strict=True)
+    }
+    assert drawn["U850"] == ("PRGn", pytest.approx(-3.0, abs=0.01), pytest.approx(3.0, abs=0.01))
+    assert drawn["VORT"] == ("PRGn", pytest.approx(-1.5e-5, rel=0.01), pytest.approx(1.5e-5, rel=0.01))
+    assert [drawn[name][0] for name in ("gust", "PRECT", "nothing")] == ["pale"] * 3
+
+
+def test_units_stand_at_colours() -> None:
+    assert study.unit("U850") == "U850, eastward wind at 850 hPa [m s$^{-1}$]"
+    assert study.unit("PSL", "Pa").endswith("[hPa]")  # as it is shown, not as its file has it
+    assert study.unit("VORT", "s**-1") == "VORT [s$^{-1}$]"
+    assert study.unit("pv", "K m2 kg-1 s^-1") == "pv [K m$^{2}$ kg$^{-1}$ s$^{-1}$]"
+    assert study.unit("odd", None) == "odd"
+    assert study.unit("cost", "10 $") == r"cost [10 \$]"
+
+
+def test_titles() -> None:
+    assert clock.title(np.datetime64("2001-08-15T12:00:00")) == "2001-08-15 12:00 UTC"
+    assert clock.title(None) == ""

@@ -17,6 +17,7 @@ for _package in ("xarray", "h5py", "cftime"):
 
 from exafield import assembly, runfile  # noqa: E402
 from exafield.cli import FAILED  # noqa: E402
+from exafield.climate import plots  # noqa: E402
 from exafield.climate.assembly import MakeNetwork, channels, segmenter  # noqa: E402
 from exafield.climate.fields import CHANNELS, FOUR  # noqa: E402
 from exafield.climate.generate import Generation, generate  # noqa: E402
@@ -55,7 +56,7 @@ def small(channels: int, periodic: bool) -> Tiramisu:
     return Tiramisu(channels, layers=(1, 1), growth=8, first=8, kernel=3, dropout=0.0, periodic=periodic)
 
 
-def test_it_learns_judges_and_draws(folder: Path, tmp_path: Path) -> None:
+def test_it_learns_judges_and_draws(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = ClimateProblem(TINY, folder, network=small, optimiser=AdamW(0.01))
     assert isinstance(problem, Problem)
     with World.single("cpu") as world:
@@ -81,6 +82,10 @@ def test_it_learns_judges_and_draws(folder: Path, tmp_path: Path) -> None:
     assert np.sum(told["network"]["table"]) == TINY.test * TINY.latitudes * TINY.longitudes
     problem.picture(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+    titles: list[str] = []
+    monkeypatch.setattr(plots, "snapshot", lambda *_, title, **__: titles.append(title))
+    problem.picture(tmp_path / "again.png")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:00 UTC, of years never seen", titles[0])
 
 
 def test_there_is_nothing_to_draw_before_the_report(folder: Path, tmp_path: Path) -> None:

@@ -241,7 +241,9 @@ class _Job:
         missing = set(self.writer.missing())
         before = total - len(missing)
         kept = f"; {before} done already" if before else ""
-        self.say(f"{counted(total, 'snapshot')}, {self.snapshots.axes}{kept}")
+        axes = self.snapshots.axes
+        again = "; the last column is the first again: it counts once, and masks have it too" if axes.repeats else ""
+        self.say(f"{counted(total, 'snapshot')}, {axes}{again}{kept}")
         try:
             if missing:
                 self._map(make, engine, missing)

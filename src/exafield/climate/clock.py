@@ -42,5 +42,5 @@ def text(time: Time) -> str:
 
 
 def title(time: Time) -> str:
-    """To the minute, to stand above a picture."""
-    return f"{text(time)[:16].replace('T', ' ')} UTC"
+    """To the minute, to stand above a picture; empty where there is none."""
+    return f"{text(time)[:16].replace('T', ' ')} UTC" if time is not None else ""

@@ -111,7 +111,9 @@ def _show(argv: list[str]) -> int:
                     f"{masks.locate(at[0])} is on another grid than the fields: interpolate one of them"
                 )
             mask = np.roll(masks[at[0]], -first, -1)
-        shown = {unit(name): snapshot[name] * SHOWN.get(name, (1.0, ""))[0] for name in fields}
+        shown = {
+            unit(name, snapshots.unit(index, name)): snapshot[name] * SHOWN.get(name, (1.0, ""))[0] for name in fields
+        }
         _folder(arguments.out.parent)
         plots.panels(arguments.out, shown, snapshot.grid, mask, title=clock.title(snapshot.time))
     print(arguments.out)

@@ -40,7 +40,8 @@ class _Alike:
 class _Seen:
     """What the values of some snapshots are."""
 
-    ranges: dict[str, tuple[float, float, float, int]] = field(default_factory=dict)  # lowest, sum, highest, how many
+    # Lowest value, sum of value times area, highest value, sum of area.
+    ranges: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(CLASSES), np.int64))
     labelled: int = 0
     versions: int = 0
@@ -146,15 +147,17 @@ def _values(reader: Reader, at: int, group: _Alike, seen: _Seen, how: How) -> It
             lack = checks.missing(raw, axes)
             if lack and (how.fill is None or not np.isfinite(raw).any()):
                 yield channel, f"{channel}: {lack}; fill='nearest' takes the nearest value there is"
-            values = checks.in_channel_units(channel, unit, raw[np.isfinite(raw)])
-            if values.size:
-                low, total, high, count = seen.ranges.get(channel, (np.inf, 0.0, -np.inf, 0))
-                more = float(values.sum(dtype=np.float64))
+            field = checks.in_channel_units(channel, unit, raw)
+            there = np.isfinite(field)
+            if there.any():
+                values, areas = field[there], axes.grid.areas[there]
+                low, total, high, area = seen.ranges.get(channel, (np.inf, 0.0, -np.inf, 0.0))
                 seen.ranges[channel] = (
-                    min(low, float(values.min())), total + more, max(high, float(values.max())), count + values.size,
+                    min(low, float(values.min())), total + float(np.vdot(values, areas)),
+                    max(high, float(values.max())), area + float(areas.sum()),
                 )  # fmt: skip
                 if how.plausible:
-                    checks.plausible(channel, unit, values)
+                    checks.plausible(channel, unit, field, axes.grid)
         except Exception as error:
             text = str(error)
             yield channel, text if text.startswith(channel) else f"{channel}: {text}"
@@ -187,10 +190,10 @@ def _lines(group: _Alike, seen: _Seen, looked: int, how: How) -> Iterator[str]:
     wide = [2 + max(map(len, column)) for column in zip(("variable", "unit"), *told.values(), strict=True)]
     if told:
         head = f"{'channel':9s}{'variable':{wide[0]}s}{'unit':{wide[1]}s}"
-        yield f"{_INDENT}{head}{'lowest':>11s}{'mean':>11s}{'highest':>11s}"
+        yield f"{_INDENT}{head}{'lowest':>11s}{'area mean':>11s}{'highest':>11s}"
     for channel, (variable, unit) in told.items():
-        low, total, high, number = seen.ranges.get(channel, (np.nan, np.nan, np.nan, 1))
-        values = "".join(f"{value:11.4g}" for value in (low, total / number, high))
+        low, total, high, area = seen.ranges.get(channel, (np.nan, np.nan, np.nan, 1.0))
+        values = "".join(f"{value:11.4g}" for value in (low, total / area, high))
         yield f"{_INDENT}{channel:9s}{variable:{wide[0]}s}{unit:{wide[1]}s}{values}"
     if group.absent:
         yield f"  missing   {', '.join(group.absent)}"
@@ -220,10 +223,11 @@ def _grid(axes: Axes) -> str:
     north, east = axes.grid.latitude, axes.grid.longitude
     order = ", stored from north to south" if axes.latitude[0] > axes.latitude[-1] else ""
     whole = "round the globe" if axes.grid.periodic else "a region"
+    again = f", {axes.longitude.size} columns in the file, of which the last is the first again" if axes.repeats else ""
     places = f"{_place(north[0], 'SN')} to {_place(north[-1], 'SN')} {_steps(north)}"
     return (
         f"{axes.grid.shape[0]} x {axes.grid.shape[1]}: {places}, {_place(east[0], 'WE')} to "
-        f"{_place(east[-1], 'WE')} {_steps(east)}; {whole}{order}"
+        f"{_place(east[-1], 'WE')} {_steps(east)}; {whole}{again}{order}"
     )
 
 

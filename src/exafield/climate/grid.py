@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -86,6 +87,17 @@ class Grid:
         north, east = (np.deg2rad(axis) for axis in self.edges)
         zones: NDArray[np.float64] = np.outer(np.diff(np.sin(north)), np.diff(east)) * EARTH_RADIUS**2
         return zones
+
+    def mean(self, field: NDArray[np.floating[Any]]) -> float:
+        """Mean over the area of all cells of a field [n, m]; in its precision, without a copy of it."""
+        north, east = self._shares
+        return float(north.astype(field.dtype) @ field @ east.astype(field.dtype))
+
+    @cached_property
+    def _shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each row and each column in the area: that of a cell is their product."""
+        total = self.areas.sum()
+        return self.areas.sum(1) / total, self.areas.sum(0) / total
 
     @cached_property
     def coriolis(self) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from exafield.climate import clock
 from exafield.climate.besttracks import Course
 from exafield.climate.components import into_turn
 from exafield.climate.events import Event
-from exafield.climate.fields import CLASSES, CYCLONE, RIVER
+from exafield.climate.fields import CHANNELS, CLASSES, CYCLONE, RIVER
 from exafield.climate.grid import Grid
 from exafield.climate.snapshot import Time
 from exafield.climate.tracking import Track
@@ -27,6 +27,8 @@ COLOURS = {CYCLONE: "#d55e00", RIVER: "#0072b2"}
 _PALE = ("white", "0.45")
 # What blows either way: green and purple, with white at rest; told apart with any eyesight (ColorBrewer's PRGn).
 _WINDS, _EITHER_WAY = ("U850", "V850", "UBOT", "VBOT"), "PRGn"
+# Of a field that is no channel, least share of the smaller sign in the larger that makes it one of those; our choice.
+_BOTH_SIGNS = 0.05
 # Winds that dots in pictures of tracks are explained by [m/s]; our choice.
 _DOTS = (20.0, 60.0)
 _SMALL = 8
@@ -207,7 +209,7 @@ def panels(
 
     Args:
         path: of the picture.
-        fields: by name and unit.
+        fields: by name and unit; those with values of both signs, such as winds, have colours about 0.
         grid: of fields and mask.
         mask: classes; None: there is none.
         title: over all.
@@ -217,8 +219,7 @@ def panels(
     figure.set_size_inches(width, height * len(fields) + 0.5)
     rows = figure.subplots(len(fields), 1, squeeze=False)[:, 0]
     for axes, (name, field) in zip(rows, fields.items(), strict=True):
-        most = float(np.nanpercentile(np.abs(field), 99.8))
-        limits = (-most, most) if name.startswith(_WINDS) and most else None
+        limits = _about_zero(name, field)
         shown = draw_snapshot(axes, np.zeros(grid.shape) if mask is None else mask, grid, field, limits=limits)
         bar = figure.colorbar(shown, ax=axes, shrink=0.8, fraction=0.03, pad=0.01, extend="both" if limits else "max")
         bar.set_label(name, fontsize=7)
@@ -227,6 +228,15 @@ def panels(
         _legend(rows[-1])
     figure.suptitle(title, fontsize=9)
     figure.savefig(path)
+
+
+def _about_zero(name: str, field: NDArray[Any]) -> tuple[float, float] | None:
+    """Limits that are alike on both sides of 0, for what has a direction; None for all else."""
+    channel = name.partition(",")[0]
+    low, high = (float(x) for x in np.nanpercentile(field, (0.2, 99.8)))
+    most = max(-low, high)
+    signed = channel in _WINDS if channel in CHANNELS else min(-low, high) >= _BOTH_SIGNS * most
+    return (-most, most) if signed and most > 0 else None
 
 
 def tracks(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exafield.batchnorm import SyncBatchNorm
-from exafield.climate import plots
+from exafield.climate import clock, plots
 from exafield.climate.analysis import (
     RULE_CHANNELS,
     Masks,
@@ -262,7 +262,8 @@ class ClimateProblem:
             shown["corrected heuristics"] = masks["corrected heuristics"]
         vapour = snapshot["TMQ"] if "TMQ" in snapshot.channels else None
         unseen = "of years never seen in training" if self.generation is not None else "of the test part"
-        title = f"{snapshot.time} UTC, {unseen}; neither the best nor the worst"
+        when = clock.title(snapshot.time)
+        title = f"{f'{when}, ' if when else ''}{unseen}; neither the best nor the worst"
         plots.snapshot(Path(path), shown, snapshot.grid, vapour, unit="TMQ [kg m$^{-2}$]", title=title)
 
 

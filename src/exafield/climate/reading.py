@@ -112,6 +112,11 @@ class Snapshots:
         path, _, time = self._places[index]
         return f"{path}, {time_text(time)}"
 
+    def unit(self, index: int, channel: str) -> str | None:
+        """Of a channel in the file of a snapshot, as the file tells it or the user has said; None if neither did."""
+        with self._lock:
+            return self._options.units.get(channel, self._reader(self._places[index][0]).unit(channel))
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -207,7 +212,7 @@ class Snapshots:
         unit = options.units.get(channel, unit)
         values = checks.in_channel_units(channel, unit, values)
         if options.plausible:
-            checks.plausible(channel, unit, values)
+            checks.plausible(channel, unit, values, self._axes.grid)
         return values, count
 
     def take_over(self, other: "Snapshots") -> None:

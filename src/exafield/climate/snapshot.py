@@ -37,6 +37,8 @@ class Axes:
     longitude: NDArray[Any]
     names: tuple[str, str] = ("lat", "lon")
     grid: Grid = field(init=False)
+    #: Whether the last column of the source is the first again; the grid has it once.
+    repeats: bool = field(init=False)
     _rows: NDArray[np.intp] | slice = field(init=False)
     _columns: NDArray[np.intp] | slice = field(init=False)
     _back: tuple[NDArray[np.intp], NDArray[np.intp]] = field(init=False)
@@ -59,7 +61,7 @@ class Axes:
         falls = np.flatnonzero(np.diff(unrolled) < -180.0)
         if falls.size == 1:
             unrolled = np.where(np.arange(east.size) > falls[0], unrolled + 360.0, unrolled)
-        repeated = east.size > 2 and abs(unrolled[-1] - unrolled[0] - 360.0) < TOLERANCE
+        repeated = east.size > 2 and bool(abs(unrolled[-1] - unrolled[0] - 360.0) < TOLERANCE)
         if repeated:
             columns, unrolled = columns[:-1], unrolled[:-1]
         back_columns = np.empty(east.size, dtype=np.intp)
@@ -68,6 +70,7 @@ class Axes:
             back_columns[east.size - 1 if columns[0] == 0 else 0] = 0
         for name, value in {
             "grid": Grid(north[rows], unrolled),
+            "repeats": repeated,
             "_rows": _plainly(rows),
             "_columns": _plainly(columns),
             "_back": (np.argsort(rows), back_columns),

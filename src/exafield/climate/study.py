@@ -269,13 +269,21 @@ def tidy(folder: Path, written: Sequence[Path]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def unit(channel: str | None) -> str:
-    """What is written at the colours of a field in a picture."""
+def unit(channel: str | None, told: str | None = None) -> str:
+    """What is written at the colours of a field in a picture.
+
+    Args:
+        channel: its name.
+        told: unit of one that is not known here, as its file tells it.
+    """
     if channel is None:
         return ""
-    if channel not in SHOWN and channel not in CHANNELS:
-        return channel
     what = f", {CHANNELS[channel].meaning}" if channel in CHANNELS else ""
-    told = SHOWN[channel][1] if channel in SHOWN else CHANNELS[channel].unit
-    raised = re.sub(r"(-[0-9])", r"$^{\1}$", told)
+    if channel in SHOWN:
+        told = SHOWN[channel][1]
+    elif channel in CHANNELS:
+        told = CHANNELS[channel].unit
+    if not told:
+        return channel
+    raised = re.sub(r"(?<=[A-Za-z])(?:\*\*|\^)?(-?[0-9]+)", r"$^{\1}$", told.replace("$", r"\$"))
     return f"{channel}{what} [{raised}]"

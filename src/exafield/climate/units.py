@@ -34,7 +34,7 @@ _CELSIUS = {"degc", "deg_c", "c", "celsius", "degrees_c", "degree_c", "degree_ce
 _FACTOR = re.compile(r"(?P<over>/)?\s*(?P<symbol>[A-Za-z]+|1)\s*(?P<power>(?:\*\*|\^)?\s*[-+]?\d+)?\s*")
 _DIMENSIONS = {"depth": (0, 1, 0, 0), "mass over area": (1, -2, 0, 0), "geopotential": (0, 2, -2, 0)}
 # What a field that claims another unit is most often in; tried for the hint of a message.
-_LIKELY = ("hPa", "kPa", "degC", "g kg-1", "m2 s-2", "dam", "km", "kg m-2 s-1", "mm h-1", "mm d-1", "knots", "m")
+_LIKELY = ("hPa", "kPa", "degC", "g kg-1", "m2 s-2", "dam", "km", "kg m-2 s-1", "mm h-1", "mm d-1", "knots", "cm", "m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +99,22 @@ def conversion(channel: Channel, unit: str) -> Conversion:
     raise ValueError(f"unit {unit!r} cannot be converted to {channel.unit}")
 
 
-def likely(channel: Channel, lowest: float, highest: float) -> str | None:
-    """The unit in which values of that range would be plausible, None if there is none."""
+def likely(channel: Channel, lowest: float, highest: float, mean: float | None = None) -> str | None:
+    """The unit in which values of that range would be plausible, None if there is none.
+
+    Args:
+        mean: of their magnitude over most of the globe, if that is to be as usual too.
+    """
     for unit in _LIKELY:
         try:
             way = conversion(channel, unit)
         except ValueError:
             continue
         low, high = (value * way.factor + way.offset for value in (lowest, highest))
-        if channel.typical[0] <= low and high <= channel.typical[1]:
+        fits = channel.typical[0] <= low and high <= channel.typical[1]
+        if fits and mean is not None and channel.usual is not None:
+            fits = channel.usual[0] <= mean * way.factor <= channel.usual[1]
+        if fits:
             return unit
     return None
 

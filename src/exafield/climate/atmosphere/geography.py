@@ -14,7 +14,7 @@ _OVALS = (
     (22, 258, 900, 350, 1200),  # Mexico
     (-9, 302, 1800, 1600, 300),  # South America
     (-32, 295, 2000, 650, 700),
-    (-18, 291, 2200, 280, 2600),  # Andes
+    (-18, 291, 2200, 280, 2600),  # Andes; there is little vapour above them: a light bar in pictures of TMQ
     (73, 320, 1100, 600, 2000),  # Greenland
     (16, 12, 1800, 2500, 500),  # Africa
     (-12, 24, 2200, 1200, 1000),
