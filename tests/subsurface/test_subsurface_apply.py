@@ -1,5 +1,6 @@
 """From training to posterior at the command line: what is written, said and refused."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 xarray = pytest.importorskip("xarray")
 
 from exafield.cli import main  # noqa: E402
+from exafield.subsurface import progress  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,21 @@ def test_all_is_as_before_where_something_is_refused(trained: Path, capsys: pyte
     assert main(["apply", "subsurface", str(trained), "--wells", "w.csv", "--out", "o.nc"]) == 2
     assert "is no folder of a run" in capsys.readouterr().err
     assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_what_takes_long_says_how_far_it_is(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "now_and_then", functools.partial(progress.now_and_then, 0.0))
+    for method, says in (
+        ("rml", ["maximum: step 1, objective", "optimum of sample 20 of 20"]),
+        ("esmda", ["esmda: step 1 of 4, 500 members", "esmda: step 4 of 4"]),
+    ):
+        assert apply(trained, f"{method}.nc", "--method", method) == 0
+        said = capsys.readouterr()
+        for text in says:
+            assert text in said.err
+            assert text not in said.out
 
 
 def test_what_a_law_cannot_be_learnt_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

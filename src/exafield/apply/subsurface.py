@@ -22,7 +22,7 @@ class ApplySubsurface:
     """Says what transmissivity and heads are between the wells of a site, and how sure that is.
 
     Writes means, deviations, quantiles and samples of every cell to OUT, and beside it, under the same name, maps, how
-    well intervals hold what is known (.png) and all numbers (.json).
+    well intervals hold what is known (.png) and all numbers (.json). What takes long says on stderr how far it is.
 
     Args:
         run: folder of a training.
@@ -64,6 +64,7 @@ def infer(arguments: ApplySubsurface) -> int:
     from exafield.subsurface import assembly, results
     from exafield.subsurface.facies_generator import FaciesGenerator
     from exafield.subsurface.methods import METHODS, OWN
+    from exafield.subsurface.progress import now_and_then
     from exafield.subsurface.study import study
 
     results.check_target(arguments.out)
@@ -80,7 +81,13 @@ def infer(arguments: ApplySubsurface) -> int:
         warnings.simplefilter("always")
         try:
             found = (METHODS | OWN)[method](
-                site, prior, wells.log_transmissivity, wells.head, samples=arguments.samples, seed=arguments.seed
+                site,
+                prior,
+                wells.log_transmissivity,
+                wells.head,
+                samples=arguments.samples,
+                seed=arguments.seed,
+                say=now_and_then(),
             )
         except ValueError as error:
             if type(error) is not ValueError:
