@@ -7,7 +7,7 @@ import pytest
 
 from exafield.cli import main
 from exafield.subsurface.generated import box
-from exafield.subsurface.maps import Panel, draw
+from exafield.subsurface.maps import Panel, beyond, draw, span
 from exafield.subsurface.site import Site
 
 
@@ -66,3 +66,14 @@ def test_equal_values_and_gaps_are_drawn(site: Site, tmp_path: Path) -> None:
     values[3] = np.nan
     draw(tmp_path / "a.png", site, [Panel("one", values, "m", wells=np.array([1, 2]), boundary=True)])
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_colours_span_all_values_but_a_few_that_are_far_off() -> None:
+    values = np.linspace(3.0, 9.0, 768)
+    assert span(values) == (3.0, 9.0)
+    assert beyond(values, span(values)) == "neither"
+    values[:2] = 300.0
+    low, high = span(values)
+    assert low == values.min()
+    assert 9.0 < high < 12.0
+    assert beyond(values, (low, high)) == "max"

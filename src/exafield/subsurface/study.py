@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Integer
 
 from exafield.subsurface import darcy, scores
-from exafield.subsurface.maps import COLOURS, Panel, draw
+from exafield.subsurface.maps import COLOURS, Panel, draw, span
 from exafield.subsurface.posterior import Interval, Posterior, quantiles
 from exafield.subsurface.site import Site
 from exafield.subsurface.wells import Wells
@@ -143,20 +143,17 @@ class Study:
         at_y, at_u = (None if k is None else k.cells for k in (self.wells.log_transmissivity, self.wells.head))
         truth = site.log_transmissivity
         shown = y.mean(axis=0) if truth is None else truth
-        low, high = (float(x) for x in np.quantile(shown, [0.01, 0.99]))
-        label, limits = "ln(T / (m²/d))", (low, high)
+        label, limits = "ln(T / (m²/d))", span(shown)
         panels = [Panel("ln T, mean", y.mean(axis=0), label, COLOURS["log_transmissivity"], limits, at_y)]
         panels.append(Panel("ln T, standard deviation", y.std(axis=0), label, COLOURS["spread"], None, at_y))
         if truth is not None:
             panels.insert(0, Panel("ln T of the site", truth, label, COLOURS["log_transmissivity"], limits, at_y))
         heads = u.mean(axis=0) if site.head is None else site.head
-        low, high = (float(x) for x in np.quantile(heads, [0.01, 0.99]))
-        panels.append(
-            Panel("head, mean", u.mean(axis=0), "head [m]", COLOURS["head"], (low, high), at_u, boundary=True)
-        )
+        levels = span(heads)
+        panels.append(Panel("head, mean", u.mean(axis=0), "head [m]", COLOURS["head"], levels, at_u, boundary=True))
         panels.append(Panel("head, standard deviation", u.std(axis=0), "[m]", COLOURS["spread"], None, at_u))
         if site.head is not None:
-            panels.insert(3, Panel("head of the site", site.head, "head [m]", COLOURS["head"], (low, high), at_u))
+            panels.insert(3, Panel("head of the site", site.head, "head [m]", COLOURS["head"], levels, at_u))
         doubt = f" (NOT TO BE USED: misfit {self.posterior.misfit:.3g})" if self.doubt else ""
         draw(path, site, panels, columns=-(-len(panels) // 2), title=f"{site.name}: between the wells{doubt}")
 
