@@ -1,5 +1,6 @@
 """What the commands on sites take."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,11 @@ class WellTable:
     wells: Path
     log_error: float | None = None
     head_error: float | None = None
+
+    def digest(self) -> str:
+        """Of all that the readings depend on beside the site; the table must have been read."""
+        told = repr((self.log_error, self.head_error)).encode() + self.wells.read_bytes()
+        return hashlib.sha256(told).hexdigest()
 
     def read(self, site: Site) -> Wells:
         """The readings."""

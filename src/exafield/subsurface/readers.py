@@ -1,5 +1,6 @@
 """Sites from files: npz archives, and a mesh that meshio reads with CSV tables beside it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,6 +17,10 @@ from exafield.subsurface.tables import Table
 # Corners of meshio's cells in the plane, and cells that are none of a plane's.
 _CORNERS = {"triangle": 3, "quad": 4}
 _PASSED_OVER = {"vertex", "line", "line3"}
+
+
+class PumpingWarning(UserWarning):
+    """A well takes more than the aquifer can give; names it."""
 
 
 def from_npz(path: Path | str, *, scale: float = 1.0, name: str | None = None) -> Site:
@@ -99,6 +104,8 @@ def from_tables(
     Raises:
         SiteError: a table does not fit the mesh; names the file and the line.
         ImportError: meshio is not installed.
+    Warns:
+        PumpingWarning: a well takes more than the aquifer can give.
     """
     scale = length_unit(length)
     grid = _meshio(Path(mesh), scale)
@@ -116,7 +123,37 @@ def from_tables(
     table = Table(Path(wells))
     table.allow("well", "x", "y", "rate")
     rates = table.numbers("rate", 3, -1) if table.has("rate") else None
-    return site.with_wells(_points(table, scale), rates)
+    pumped = site.with_wells(_points(table, scale), rates)
+    if rates is not None and rates.min() < 0:
+        _check_pumping(table, rates, site, pumped)
+    return pumped
+
+
+def _check_pumping(table: Table, rates: Float[np.ndarray, "well"], before: Site, pumped: Site) -> None:
+    """Warns if a well takes more than enters, or than the aquifer lets through where that is known."""
+    assert before.source is not None
+    entering = float(before.inflows.clip(min=0).sum() + before.source.clip(min=0).sum())
+    most = int(rates.argmin())
+    name, rate = table.columns.get("well", [""] * table.rows)[most], -float(rates[most])
+    label = f"{name} (row {most + 2})" if name else f"row {most + 2}"
+    found = []
+    if 0 < entering < rate:
+        found.append(
+            f"{rate / entering:.3g} times all that inflow and recharge bring ({entering:,.6g} m3/d), so that the rest "
+            "must come from where heads are given"
+        )
+    if pumped.log_transmissivity is not None:
+        head = pumped.solved().head
+        assert head is not None
+        given, lowest = pumped.given_heads, float(head[pumped.well_cells[most]])
+        if lowest < pumped.plausible_heads[0]:
+            found.append(
+                f"heads in its cell fall to {lowest:,.6g} m, where {given.min():.6g} to {given.max():.6g} m are given "
+                "at the boundary: the aquifer would be dry"
+            )
+    if found:
+        text = f"{table.path}, {label} takes {rate:,.6g} m3/d: {'; '.join(found)}. Check its unit and decimal point"
+        warnings.warn(text, PumpingWarning, stacklevel=3)
 
 
 def _meshio(path: Path, scale: float) -> Mesh:

@@ -74,6 +74,8 @@ class Study:
         ]
         if self.doubt:
             lines.insert(0, f"WARNING        {self.doubt}")
+        if self.dry:
+            lines.insert(0, f"WARNING        {self.dry}")
         if (out := self.discharge) is not None:
             lines.append(
                 f"discharge      {out.mean:,.0f} m3/d leave where heads are given, such as to rivers, be it water that "
@@ -103,12 +105,26 @@ class Study:
             if off.max() > worst:
                 at = int(off.argmax())
                 worst = float(off[at])
-                text = (
-                    f"{name} in cell {known.cells[at]} reads {known.values[at]:.6g}, and samples have {means[at]:.6g}"
-                )
+                text = f"{name} of {known.called(at)} reads {known.values[at]:.6g}, and samples have {means[at]:.6g}"
         return (
             f"samples do not honour the readings: misfit {self.posterior.misfit:.3g}, 1 is right. Worst: {text}. Check "
             "datum and unit, whether errors are too small and whether the law can make such fields; try --method rml"
+        )
+
+    @cached_property
+    def dry(self) -> str:
+        """Where more is pumped than the aquifer can give; empty if nowhere."""
+        heads, lowest = self.posterior.head.mean(axis=0), self.site.plausible_heads[0]
+        cell = int(heads.argmin())
+        if heads[cell] >= lowest:
+            return ""
+        assert self.site.source is not None
+        pumped = int(self.site.source.argmin())
+        given = self.site.given_heads
+        return (
+            f"heads fall to {heads[cell]:,.6g} m in cell {cell}, where {given.min():.6g} to {given.max():.6g} m are "
+            f"given at the boundary: the most is pumped from cell {pumped}, {-self.site.source[pumped]:,.6g} m3/d, and "
+            "transmissivities as these do not let so much through: check the unit of rates"
         )
 
     @cached_property
@@ -131,6 +147,7 @@ class Study:
             "misfit": self.posterior.misfit,
             "note": self.posterior.note,
             "doubt": self.doubt,
+            "dry": self.dry,
             "judged": [asdict(one) for one in self.judged],
         }
         if (out := self.discharge) is not None:
