@@ -79,7 +79,7 @@ def test_empty_fields_were_not_measured(site: Site, tmp_path: Path) -> None:
         ("well,cell,head [m],head_error [m]\nA,3,110,0.1\nB,3,120,0.1\n", WellError, "A and B are both in cell 3 but"),
         ("cell,well\n3,W\n", SiteError, "holds no reading"),
         ("cell,pumping [m3/d]\n3,5\n", SiteError, "column .pumping. is not known"),
-        ("cell,head [m],head_error [m]\n3,1e9,0.1\n", SiteError, "row 2: a head of 1e.09 m is 1e.09 m above all .*, more than 1000 m: check datum and unit"),
+        ("cell,head [m],head_error [m]\n3,1e9,0.1\n", SiteError, "row 2: a head of 1e.09 m .* more than 1000 m"),
         ("cell\n", SiteError, "no rows under its head line"),
         ("x;y;head [m]\n1;2;110\n", SiteError, "divided by semicolons"),
         ("cell,cell\n1,2\n", SiteError, "two columns 'cell'"),
@@ -114,7 +114,7 @@ def test_rows_that_repeat_others_are_counted_once(site: Site, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("heads", "match"),
     [
-        ("A,3,110,0.1\nFAR,4,1000,0.1\n", r"FAR \(row 3\): a head of 1000 m is 888.\d+ m above .*, 104.\d+ to 111.\d+ m"),
+        ("A,3,110,0.1\nFAR,4,1000,0.1\n", r"FAR \(row 3\): a head of 1000 m is 888.\d+ m above .* to 111.\d+ m"),
         ("A,3,110,0.1\nFEET,4,361,0.1\n", r"FEET \(row 3\): .*: check datum and unit: in feet it would be 110.\d+ m"),
         ("A,3,110,0.1\nLOW,4,33.2,0.1\n", r"LOW \(row 3\): .* below all .*: 33.2 m are 108.9\d* feet"),
         ("A,3,350,0.1\nB,4,360,0.1\n", r"B \(row 3\): a head .* \(2 of 2 heads are as strange\): .* 3.28 feet"),

@@ -123,7 +123,7 @@ class Study:
         given = self.site.given_heads
         return (
             f"heads fall to {heads[cell]:,.6g} m in cell {cell}, where {given.min():.6g} to {given.max():.6g} m are "
-            f"given at the boundary: the most is pumped from cell {pumped}, {-self.site.source[pumped]:,.6g} m3/d, and "
+            f"given at the boundary: the most is pumped from cell {pumped}, {-self.site.source[pumped]:,.0f} m3/d, and "
             "transmissivities as these do not let so much through: check the unit of rates"
         )
 

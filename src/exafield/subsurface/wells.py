@@ -123,7 +123,7 @@ def _once(table: Table, labels: list[str]) -> Bool[np.ndarray, "row"]:
     """Rows without those that repeat another in every field: twice in a table is not read twice."""
     first: dict[tuple[str, ...], int] = {}
     before = [first.setdefault(fields, row) for row, fields in enumerate(zip(*table.columns.values(), strict=True))]
-    once: Bool[np.ndarray, "row"] = np.equal(before, np.arange(table.rows))
+    once = np.asarray(np.equal(before, np.arange(table.rows)))
     again = np.flatnonzero(~once)
     if again.size:
         shown = ", ".join(f"{labels[row]} is row {before[row] + 2}" for row in again[:_NAMED])
@@ -235,6 +235,24 @@ def _errors(
     return values
 
 
+def read_places(path: Path | str, site: Site) -> tuple[Int[np.ndarray, "place"], list[str]]:
+    """Cells of places in a table, each once, and names of the wells there, empty where they have none.
+
+    Args:
+        path: of a CSV: x and y, such as x [m], or cell; optionally well.
+        site: whose cells they are.
+    Raises:
+        SiteError: the table is not as described.
+        WellError: a place is outside the mesh.
+    """
+    table = Table(Path(path))
+    table.allow("well", "x", "y", "cell")
+    given = table.columns.get("well", [""] * table.rows)
+    names = [name or f"row {number}" for number, name in enumerate(given, 2)]
+    cells, first = np.unique(_cells(table, site, names), return_index=True)
+    return cells, [given[row] for row in first]
+
+
 def measure(
     site: Site,
     *,
@@ -243,6 +261,7 @@ def measure(
     log_error: float = 0.02,
     head_error: float = 0.1,
     seed: int = 0,
+    heads_at: tuple[Int[np.ndarray, "place"], list[str]] | None = None,
 ) -> Wells:
     """Readings of a site's own field with errors: an inverse problem whose answer is known.
 
@@ -256,6 +275,7 @@ def measure(
         log_error: standard deviation of ln T.
         head_error: [m].
         seed: of the places and errors.
+        heads_at: cells in which heads are read instead, each once, and names of their wells.
     Raises:
         SiteError: the field is not known, or there are not so many cells or wells.
     """
@@ -267,11 +287,17 @@ def measure(
         ("transmissivities", log_transmissivities, np.arange(site.cells), site.log_transmissivity, log_error),
         ("heads", heads, site.well_cells if len(site.well_cells) else np.arange(site.cells), site.head, head_error),
     ):
-        if not 0 <= count <= len(places):
-            known = "wells" if places is site.well_cells else "cells"
-            raise SiteError(f"{count} {name} cannot be read: {site.name} has {len(places)} {known}")
         if not error > 0:
             raise SiteError(f"the error of {name} must be above 0, got {error}")
+        if name == "heads" and heads_at is not None:
+            places, named = heads_at
+            noisy = values[places] + error * rng.standard_normal(len(places))
+            parts.append(Readings(places, noisy, np.full(len(places), error), tuple(named)))
+            continue
+        if not 0 <= count <= len(places):
+            known = "wells" if places is site.well_cells else "cells"
+            others = "; give other places for heads (--heads-at)" if known == "wells" else ""
+            raise SiteError(f"{count} {name} cannot be read: {site.name} has {len(places)} {known}{others}")
         drawn = rng.permutation(places)[:count]
         sets = site.sensors.get(str(count)) if name == "transmissivities" else None
         cells = np.sort(drawn if sets is None else sets[seed % len(sets)])
@@ -295,9 +321,15 @@ def write_wells(path: Path | str, site: Site, wells: Wells) -> None:
     rows = csv.writer(text, lineterminator="\n")
     where = ["x [m]", "y [m]"] if placed else ["cell"]
     rows.writerow(["well", *where, "transmissivity [m2/d]", "log_error", "head [m]", "head_error [m]"])
+    called = {
+        int(cell): name
+        for known in (wells.log_transmissivity, wells.head)
+        if known is not None
+        for cell, name in zip(known.cells, known.names, strict=False)
+    }
     for number, cell in enumerate(sorted(y | u), start=1):
         place = [f"{x:.3f}" for x in site.mesh.centres[cell]] if placed else [str(cell)]
         t = [f"{np.exp(y[cell][0]):.12g}", f"{y[cell][1]:g}"] if cell in y else ["", ""]
         h = [f"{u[cell][0]:.12g}", f"{u[cell][1]:g}"] if cell in u else ["", ""]
-        rows.writerow([f"W{number}", *place, *t, *h])
+        rows.writerow([called.get(cell) or f"W{number}", *place, *t, *h])
     atomic_write(path, text.getvalue().encode())
