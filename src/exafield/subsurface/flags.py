@@ -53,7 +53,7 @@ class SiteAt:
 
     Args:
         site: box (generated), hanford (a data set), an npz archive, a MODFLOW 6 simulation, or a folder with mesh.*
-            and boundary.csv.
+            (mesh.csv: a plain grid) and boundary.csv.
         length: unit of length, where its files state none: m or ft.
         time: unit of time, where MODFLOW states none: d, s, ...
     """
