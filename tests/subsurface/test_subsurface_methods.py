@@ -92,10 +92,14 @@ def test_chains_and_weighted_draws_agree_where_flow_is_not_linear(site: Site, pr
 
 def test_chains_too_short_say_so(site: Site, prior: LinearPrior) -> None:
     y, _ = readings_of(site)
+    told: list[str] = []
     with pytest.warns(hmc.ChainWarning, match="NOT converged"):
-        found = hmc.infer(site, prior, y, samples=10, chains=3, warm_up=10, draws=6, most=6)
+        found = hmc.infer(site, prior, y, samples=10, chains=3, warm_up=10, draws=6, most=12, say=told.append)
     assert "NOT converged" in found.note
     assert len(found.log_transmissivity) == 10
+    assert any(text.startswith("hmc: 3 chains, warm-up 3 of 3, path 10 of 10") for text in told)
+    assert "hmc: 3 chains, draw 6 of 12 at most, looked at after 6" in told
+    assert told[-1].startswith("hmc: 3 chains, draw 12 of 12 at most, looked at after 12; after 6 R-hat ")
 
 
 @pytest.mark.parametrize("bent", [False, True])

@@ -105,7 +105,9 @@ def test_samples_do_not_depend_on_how_many_there_are(site: Site, prior: FaciesGe
     rng = np.random.default_rng(3)
     truth = drawn(prior, 1, 3)[0].numpy()
     u = read(darcy.solve(site, truth).numpy(), np.arange(5, 190, 20), 0.1, rng)
-    found = infer_facies(site, prior, head=u, samples=3, seed=4)
+    told: list[str] = []
+    found = infer_facies(site, prior, head=u, samples=3, seed=4, say=told.append)
+    assert told[-1] == "facies: sample 3 of 3"
     again = infer_facies(site, prior, head=u, samples=4, seed=4)
     np.testing.assert_allclose(found.log_transmissivity, again.log_transmissivity[:3], atol=1e-6)
 

@@ -1,5 +1,8 @@
 """The posterior: exact where everything is linear, and honest where it is not."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,11 @@ from exafield.subsurface import darcy, scores
 from exafield.subsurface.covariance import Matern
 from exafield.subsurface.generated import box
 from exafield.subsurface.kriging import Readings, krige
-from exafield.subsurface.posterior import LinearPrior, infer
+from exafield.subsurface.posterior import LinearPrior, Posterior, infer
 from exafield.subsurface.random_fields import karhunen_loeve
 from exafield.subsurface.site import Site
+from exafield.subsurface.study import study
+from exafield.subsurface.wells import Wells
 
 MEAN, LAW = 7.8, Matern(2.0, 2_000.0)
 
@@ -109,3 +114,18 @@ def test_the_same_seed_gives_the_same(site: Site, prior: LinearPrior) -> None:
     one, same, other = (infer(site, prior, some, samples=3, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.log_transmissivity, same.log_transmissivity)
     assert np.abs(one.log_transmissivity - other.log_transmissivity).max() > 0.1
+
+
+def test_a_misfit_names_the_well_and_a_dry_aquifer_the_cell() -> None:
+    site = replace(box(6, 4), source=np.where(np.arange(24) == 7, -1e6, 0.0), head=None)
+    assert site.log_transmissivity is not None
+    y = np.stack([site.log_transmissivity] * 2)
+    heads = darcy.solve(site, y).numpy()
+    wells = Wells(None, Readings(np.array([3, 9]), heads[0, [3, 9]] + [0.0, 7.0], np.array([0.1, 0.1]), ("A", "B")))
+    judged = study(site, Posterior(y[0], y, heads, misfit=50.0, steps=1), wells)
+    assert "Worst: head of B (cell 9) reads" in judged.doubt
+    assert re.match(r"heads fall to -[\d,.]+ m in cell 7, .* pumped from cell 7, 1,000,000 m3/d", judged.dry)
+    assert any(judged.dry in line for line in judged.lines())
+    usual = box(6, 4)
+    assert usual.head is not None
+    assert not study(usual, Posterior(y[0], y, np.stack([usual.head] * 2), misfit=1.0, steps=1), wells).dry

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from exafield.setting import RunError
 from exafield.subcommand import Command, carry_out, check_folder, check_picture, parsed
 from exafield.subsurface.flags import Describe, Measure, Show, WellTable
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs a command, given without `exafield subsurface`; returns the exit code.
 
     Raises:
+        RunError: something in the arguments is wrong.
         SiteError, WellError, MeshError: something about a site or its wells is wrong.
         DatasetError: a data set is not here.
         StoreError: something cannot be written.
@@ -69,19 +71,25 @@ def _show(argv: list[str]) -> int:
 def _measure(argv: list[str]) -> int:
     arguments = parsed(Measure, "subsurface measure", "which site?", argv)
     check_folder(arguments.out)
-    from exafield.subsurface.wells import measure, write_wells
+    from exafield.subsurface.checks import SiteError
+    from exafield.subsurface.wells import measure, read_places, write_wells
 
     site = arguments.at.open()
     if site.head is None and site.log_transmissivity is not None:
         site = site.solved()
-    wells = measure(
-        site,
-        log_transmissivities=arguments.log_transmissivities,
-        heads=arguments.heads,
-        log_error=arguments.log_error,
-        head_error=arguments.head_error,
-        seed=arguments.seed,
-    )
+    places = None if arguments.heads_at is None else read_places(arguments.heads_at, site)
+    try:
+        wells = measure(
+            site,
+            log_transmissivities=arguments.log_transmissivities,
+            heads=arguments.heads,
+            log_error=arguments.log_error,
+            head_error=arguments.head_error,
+            seed=arguments.seed,
+            heads_at=places,
+        )
+    except SiteError as error:
+        raise RunError(str(error)) from error
     write_wells(arguments.out, site, wells)
     print(arguments.out)
     return 0

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from exafield.subsurface.progress import Say, silent
+
 Forward = Callable[[Tensor], Tensor]
 """Parameters (member, parameter) to predicted data (member, datum)."""
 
@@ -53,6 +55,7 @@ def esmda(
     localisation: Float[Tensor, "parameter datum"] | Literal["correlation"] | None = None,
     limits: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
+    say: Say = silent,
 ) -> Ensemble:
     """Conditions an ensemble on data in several steps, each with the data's errors made larger.
 
@@ -70,6 +73,7 @@ def esmda(
             :func:`correlation_taper`, found anew in each step; None: none.
         limits: parameters are kept between these, since an update beyond all sense makes the next forward run fail.
         generator: of the data's perturbations.
+        say: is told how far it is.
     Raises:
         EnsembleError: a prediction is not finite.
     Warns:
@@ -79,6 +83,7 @@ def esmda(
     _check(start, data, errors, factors)
     members, misfits = start, []
     for step, factor in enumerate([*factors, math.nan]):
+        say(f"esmda: step {min(step + 1, len(factors))} of {len(factors)}, {len(members)} members")
         predictions = forward(members)
         _check_predictions(predictions, len(start), len(data), step)
         misfits.append(float(((predictions - data) / errors).square().mean().sqrt()))

@@ -233,9 +233,9 @@ class FaciesProblem:
     def picture(self, path: str | os.PathLike[str]) -> None:
         """Draws held-back fields above, and learned ones below."""
         made = self.drawn(_SHOWN)
-        limits = tuple(float(x) for x in np.quantile(self.test.y, [0.01, 0.99]))
+        limits = maps.span(np.concatenate([self.test.y[:_SHOWN], made]))
         panels = [
-            maps.Panel(f"{what} {number + 1}", fields[number], "ln T (T in m$^2$/d)", limits=(limits[0], limits[1]))
+            maps.Panel(f"{what} {number + 1}", fields[number], "ln T (T in m$^2$/d)", limits=limits)
             for what, fields in (("held back", self.test.y), ("generated", made))
             for number in range(min(_SHOWN, len(fields)))
         ]

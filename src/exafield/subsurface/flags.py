@@ -1,12 +1,15 @@
 """What the commands on sites take."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from exafield.subsurface.opening import open_site
+from exafield.setting import RunError
+from exafield.subsurface.checks import SiteError, length_unit, time_unit
+from exafield.subsurface.opening import NAMES, open_site
 from exafield.subsurface.site import Site
 from exafield.subsurface.wells import Wells, read_wells
 
@@ -26,8 +29,21 @@ class WellTable:
     log_error: float | None = None
     head_error: float | None = None
 
+    def digest(self) -> str:
+        """Of all that the readings depend on beside the site; the table must have been read."""
+        told = repr((self.log_error, self.head_error)).encode() + self.wells.read_bytes()
+        return hashlib.sha256(told).hexdigest()
+
     def read(self, site: Site) -> Wells:
-        """The readings."""
+        """The readings.
+
+        Raises:
+            RunError: an error is not above 0.
+            SiteError, WellError: see :func:`exafield.subsurface.wells.read_wells`.
+        """
+        for name, error in (("log", self.log_error), ("head", self.head_error)):
+            if error is not None and not error > 0:
+                raise RunError(f"--{name}-error {error:g}: it must be above 0, since nothing is known exactly")
         return read_wells(self.wells, site, log_error=self.log_error, head_error=self.head_error)
 
 
@@ -37,7 +53,7 @@ class SiteAt:
 
     Args:
         site: box (generated), hanford (a data set), an npz archive, a MODFLOW 6 simulation, or a folder with mesh.*
-            and boundary.csv.
+            (mesh.csv: a plain grid) and boundary.csv.
         length: unit of length, where its files state none: m or ft.
         time: unit of time, where MODFLOW states none: d, s, ...
     """
@@ -47,7 +63,24 @@ class SiteAt:
     time: str | None = None
 
     def open(self) -> Site:
-        """The site."""
+        """The site.
+
+        Raises:
+            RunError: there is none of that name, or a unit is not known.
+            SiteError: its files cannot be used.
+        """
+        if self.site not in NAMES and not Path(self.site).exists():
+            raise RunError(
+                f"there is no site {self.site!r}: it is neither {' nor '.join(NAMES)}, nor a file or folder that is "
+                "there"
+            )
+        try:
+            if self.length is not None:
+                length_unit(self.length)
+            if self.time is not None:
+                time_unit(self.time)
+        except SiteError as error:
+            raise RunError(str(error)) from error
         return open_site(self.site, length=self.length, time=self.time)
 
 
@@ -89,7 +122,9 @@ class Measure:
         at: which site; its field must be known.
         out: the table of wells.
         log_transmissivities: cells where ln T is read.
-        heads: wells where heads are read.
+        heads: wells where heads are read, of those that the site knows, such as those that pump in MODFLOW; of all
+            cells where it knows none.
+        heads_at: CSV of places where heads are read instead, in all of them: x [m] and y [m], or cell; optionally well.
         log_error: standard deviation of ln T.
         head_error: standard deviation of heads [m].
         seed: of places and errors.
@@ -99,6 +134,7 @@ class Measure:
     out: Path
     log_transmissivities: int = 100
     heads: int = 70
+    heads_at: Path | None = None
     log_error: float = 0.02
     head_error: float = 0.1
     seed: int = 0

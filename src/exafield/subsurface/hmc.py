@@ -22,6 +22,7 @@ from exafield.subsurface.diagnostics import Convergence, convergence
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, Point, PosteriorError
 from exafield.subsurface.posterior import Posterior, corrected, maximum, posterior_of
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Share of paths that should be accepted: Beskos et al., Bernoulli 19 (2013) 1501, find 0.65 best for many dimensions;
@@ -120,10 +121,11 @@ class _Chains:
         self.energy = torch.where(taken[:, 0], energy, self.energy)
         return float(accept.mean())
 
-    def warm(self, paths: int, step: float) -> tuple[float, Tensor]:
+    def warm(self, paths: int, step: float, say: Say) -> tuple[float, Tensor]:
         """Moves, and finds the length of a step meanwhile; also w of the second half of the paths [draw, noise]."""
         towards, total, averaged, seen = math.log(2 * step), 0.0, math.log(step), []
         for number in range(1, paths + 1):
+            say(f"path {number} of {paths}, step length {step:.2g}")
             total += _ACCEPTANCE - self.move(step)
             log = min(towards - math.sqrt(number) / _SHRINK * total / (number + _DELAY), math.log(math.pi / 2))
             weight = number**-_DECAY
@@ -168,6 +170,7 @@ def sample(
     draws: int = 200,
     most: int = 2000,
     seed: int = 0,
+    say: Say = silent,
 ) -> Chains:
     """Runs chains from starts spread wider than the posterior until they have converged.
 
@@ -179,6 +182,7 @@ def sample(
         draws: after which convergence is looked at, first and again each time as many have been added as there are.
         most: draws of each chain.
         seed: of all randomness.
+        say: is told how far it is.
     Warns:
         ChainWarning: chains have not converged after `most` draws.
     """
@@ -186,24 +190,30 @@ def sample(
     drawn = _SPREAD * torch.randn(chains, latent.noise, generator=random, dtype=torch.float64)
     wanted = latent.values + torch.randn(chains, len(latent.values), generator=random, dtype=torch.float64)
     z = corrected(latent, best, drawn, wanted, 2)
+
+    def heating(turn: int) -> Say:
+        return lambda text: say(f"hmc: {chains} chains, warm-up {turn + 1} of 3, {text}")
+
     running, step = _Chains(latent, Metric.of(best.z, [best.jacobian]), z, random), 0.05
-    for _ in range(2):
-        step, seen = running.warm(warm_up, step)
+    for turn in range(2):
+        step, seen = running.warm(warm_up, step, heating(turn))
         z = running.z
         some = z[torch.linspace(0, chains - 1, min(chains, _PLACES)).long()]
         running.use(Metric.of(z.mean(0), [latent.linearised(one).jacobian for one in some]), z)
     running.lengthen(seen)
-    step, _ = running.warm(warm_up, step)
+    step, _ = running.warm(warm_up, step, heating(2))
     noise = np.empty((chains, most, latent.noise), dtype=np.float32)
-    density, accepted, done, goal = np.empty((chains, most)), 0.0, 0, min(draws, most)
+    density, accepted, done, goal, judged = np.empty((chains, most)), 0.0, 0, min(draws, most), ""
     while True:
         for number in range(done, goal):
+            say(f"hmc: {chains} chains, draw {number + 1} of {most} at most, looked at after {goal}{judged}")
             accepted += running.move(step)
             noise[:, number], density[:, number] = running.z, -running.energy
         done = goal
         found = _judged(latent, noise[:, :done], density[:, :done])
         if found.reached or done == most:
             break
+        judged = f"; after {done} R-hat {found.rhat:.3f}, effective draws {found.ess:.0f}"
         goal = min(2 * done, most)
     if not found.reached:
         warnings.warn(f"hmc: {found}: give more draws, or fewer or less accurate readings", ChainWarning, stacklevel=2)
@@ -227,13 +237,14 @@ def infer(
     warm_up: int = 100,
     draws: int = 200,
     most: int = 2000,
+    say: Say = silent,
 ) -> Posterior:
     """The posterior by chains; its note says whether they have converged, and only then it is a reference.
 
     Args:
         site, prior, log_transmissivity, head: as :func:`exafield.subsurface.posterior.infer`.
         samples: handed back, spread evenly over all draws.
-        seed, chains, warm_up, draws, most: as :func:`sample`.
+        seed, chains, warm_up, draws, most, say: as :func:`sample`.
     Raises:
         PosteriorError: the maximum is not found.
         ValueError: there are no readings, one cannot be used, or numbers are out of range.
@@ -247,8 +258,8 @@ def infer(
             f"{samples}, {chains}, {warm_up}, {draws} and {most}"
         )
     latent = Latent(site, prior, log_transmissivity, head)
-    best = maximum(latent)
-    found = sample(latent, best, chains=chains, warm_up=warm_up, draws=draws, most=most, seed=seed)
+    best = maximum(latent, say)
+    found = sample(latent, best, chains=chains, warm_up=warm_up, draws=draws, most=most, seed=seed, say=say)
     # Draws of a chain lie side by side, so that even steps meet all chains and their whole length.
     flat = found.noise.reshape(-1, latent.noise)
     chosen = np.linspace(0, len(flat) - 1, min(samples, len(flat))).round().astype(int)

@@ -36,14 +36,21 @@ class Readings:
         cells: indices.
         values: of ln T, or head [m].
         errors: standard deviation of each value's error, 0 for none.
+        names: of the wells in each cell; none if they have no names.
     """
 
     cells: Integer[np.ndarray, "sensor"]
     values: Float[np.ndarray, "sensor"]
     errors: Float[np.ndarray, "sensor"]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def called(self, number: int) -> str:
+        """What to call one of them in a message."""
+        cell = f"cell {self.cells[number]}"
+        return f"{self.names[number]} ({cell})" if self.names else cell
 
 
 def cells_of(
@@ -77,6 +84,7 @@ def readings(
         WellError: a well is outside, a value is NaN, an error negative, or two wells of a cell contradict each other.
     """
     errors = np.full(values.shape, errors) if np.ndim(errors) == 0 else np.asarray(errors)
+    named = names is not None
     names = [f"well {index}" for index in range(len(values))] if names is None else list(names)
     if not len(cells) == len(values) == len(errors) == len(names):
         raise WellError(
@@ -89,12 +97,10 @@ def readings(
     _refuse(~np.isfinite(values), names, "without a finite value (NaN): leave them out")
     _refuse(~((errors >= 0) & np.isfinite(errors)), names, "with an error that is no standard deviation of 0 or more")
     order = np.argsort(cells, kind="stable")
-    joined = [
-        _joined(group, cells, values, errors, names)
-        for group in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1)
-    ]
-    where, value, error = zip(*joined, strict=True)
-    return Readings(np.array(where), np.array(value), np.array(error))
+    groups = np.split(order, np.flatnonzero(np.diff(cells[order])) + 1)
+    where, value, error = zip(*(_joined(group, cells, values, errors, names) for group in groups), strict=True)
+    told = tuple(", ".join(dict.fromkeys(names[i] for i in group)) for group in groups) if named else ()
+    return Readings(np.array(where), np.array(value), np.array(error), told)
 
 
 def _refuse(bad: np.ndarray, names: Sequence[str], why: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from exafield.subsurface import darcy
 from exafield.subsurface.checks import SiteError
 from exafield.subsurface.kriging import Readings, WellError
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Steps to the maximum at most, halvings of a step, and the gain of the objective below which it is found; our choice.
@@ -194,6 +195,7 @@ def gauss_newton(
     centre: Float[Tensor, "noise"] | None = None,
     data: Float[Tensor, "datum"] | None = None,
     gain: float = _GAIN,
+    say: Say = silent,
 ) -> Point:
     """The z of least squared distance from `centre` and of its predictions from `data`, going downhill from `start`.
 
@@ -202,6 +204,7 @@ def gauss_newton(
         start: place to begin.
         centre, data: 0 and the readings, unless others are given; `data` in units of the errors.
         gain: relative, of the objective, below which the least is found.
+        say: is told how far it is.
     Raises:
         PosteriorError: it is not found.
     """
@@ -209,6 +212,7 @@ def gauss_newton(
     data = latent.values if data is None else data
     here, worth = start, float(latent.objective(start.z, start.predicted, centre, data))
     for step in range(1, _STEPS + 1):
+        say(f"maximum: step {step}, objective {worth:.5g} for {len(data)} readings")
         matrix = here.jacobian @ here.jacobian.T
         matrix.diagonal().add_(1.0)
         off = data - here.predicted + here.jacobian @ (here.z - centre)

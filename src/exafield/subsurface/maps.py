@@ -15,6 +15,11 @@ from exafield.subsurface.site import Site
 #: Colours of quantities: one for each, whatever map it is on.
 COLOURS = {"log_transmissivity": "viridis", "head": "cividis", "spread": "magma", "difference": "RdBu_r"}
 
+# Colours span all but the outermost percent at either end, and beyond these up to this share of what they span, as far
+# as there are values: all of a field without extremes, while few extremes do not take the colours from all others; our
+# choice.
+_OUTERMOST, _ROOM = 0.01, 0.25
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -25,7 +30,7 @@ class Panel:
         values: of the cells.
         label: quantity and unit, beside the colours.
         colours: of matplotlib, see COLOURS.
-        limits: of the colours; None: all but the outermost percent at either end.
+        limits: of the colours; None: see :func:`span`.
         wells: cells that are marked.
         mark: what the marks are, in the legend.
         boundary: whether fixed heads, inflows and leaks are drawn.
@@ -94,7 +99,7 @@ def _draw_one(figure: Any, axis: Any, site: Site, panel: Panel) -> None:
     finite = panel.values[np.isfinite(panel.values)]
     if not len(finite):
         raise SiteError(f"{panel.title}: there is no finite value to draw")
-    low, high = panel.limits or (float(x) for x in np.quantile(finite, [0.01, 0.99]))
+    low, high = panel.limits or span(finite)
     limits = (low, high) if low < high else (low - 0.5, high + 0.5)
     marks: Any
     if mesh.corners is not None:
@@ -131,11 +136,19 @@ def _draw_one(figure: Any, axis: Any, site: Site, panel: Panel) -> None:
     axis.set(xlim=(left - gap, right + gap), ylim=(bottom - gap, top + gap), aspect="equal")
     axis.set_title(panel.title, fontsize=9)
     axis.tick_params(labelsize=7)
-    colours = figure.colorbar(marks, ax=axis, extend=_beyond(finite, limits), shrink=0.85)
+    colours = figure.colorbar(marks, ax=axis, extend=beyond(finite, limits), shrink=0.85)
     colours.set_label(panel.label, fontsize=8)
     colours.ax.tick_params(labelsize=7)
 
 
-def _beyond(values: np.ndarray, limits: tuple[float, float]) -> str:
+def span(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
+    """Limits of the colours of finite values: all of them, but for the few that are far off."""
+    low, high = (float(end) for end in np.quantile(values, [_OUTERMOST, 1 - _OUTERMOST]))
+    room = _ROOM * (high - low)
+    return max(float(values.min()), low - room), min(float(values.max()), high + room)
+
+
+def beyond(values: Float[np.ndarray, "..."], limits: tuple[float, float]) -> str:
+    """At which ends matplotlib is to mark the colours, since values are beyond them."""
     below, above = values.min() < limits[0], values.max() > limits[1]
     return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((bool(below), bool(above)), "neither")

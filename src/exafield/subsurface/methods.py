@@ -11,6 +11,7 @@ from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior
 from exafield.subsurface.nonlinear_inference import infer_facies
 from exafield.subsurface.posterior import Posterior, posterior_of
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Members of an ensemble at least, steps, and standard deviations within which it is kept (our choice); and the same for
@@ -30,8 +31,9 @@ class Method(Protocol):
         *,
         samples: int = 200,
         seed: int = 0,
+        say: Say = silent,
     ) -> Posterior:
-        """Readings have errors above 0; one kind of them or both."""
+        """Readings have errors above 0; one kind of them or both. `say` is told how far it is."""
         ...
 
 
@@ -44,6 +46,7 @@ def ensemble(
     samples: int = 200,
     seed: int = 0,
     members: int = _MEMBERS,
+    say: Say = silent,
 ) -> Posterior:
     """ES-MDA in four steps from fields that keep to the readings of ln T (:mod:`exafield.subsurface.esmda`).
 
@@ -54,9 +57,10 @@ def ensemble(
         samples: members handed back.
         seed: of all randomness.
         members: of the ensemble, at least as many as samples.
+        say: is told how far it is.
     """
     latent = Latent(site, prior, log_transmissivity, head)
-    z = montecarlo.without_heads(site, prior, log_transmissivity, max(members, samples), seed)
+    z = montecarlo.without_heads(site, prior, log_transmissivity, max(members, samples), seed, say)
     if not len(latent.at_u):
         return posterior_of(latent, z[:samples], None)
     errors = latent.errors[latent.judged]
@@ -67,7 +71,7 @@ def ensemble(
             return darcy.solve(site, latent.fields(noise))[:, latent.at_u]
 
         limits = (torch.tensor(-_NOISE).double(), torch.tensor(_NOISE).double())
-        found = esmda(z, heads_of, data, errors, steps=_STEPS, limits=limits, generator=random)
+        found = esmda(z, heads_of, data, errors, steps=_STEPS, limits=limits, generator=random, say=say)
         return posterior_of(latent, found.members[:samples], None, _STEPS)
     reach = _WITHIN * prior.modes.square().sum(1).sqrt()
     found = esmda(
@@ -78,6 +82,7 @@ def ensemble(
         steps=_STEPS,
         limits=(prior.mean - reach, prior.mean + reach),
         generator=random,
+        say=say,
     )
     fields = found.members[:samples]
     heads = darcy.solve(site, fields)
@@ -93,6 +98,7 @@ def facies(
     *,
     samples: int = 200,
     seed: int = 0,
+    say: Say = silent,
 ) -> Posterior:
     """Of two kinds of rock (:mod:`exafield.subsurface.nonlinear_inference`).
 
@@ -101,7 +107,7 @@ def facies(
     """
     if not isinstance(prior, FaciesGenerator):
         raise ValueError("the method facies needs a prior of two kinds of rock, such as --generator facies learns")
-    return infer_facies(site, prior, log_transmissivity, head, samples=samples, seed=seed)
+    return infer_facies(site, prior, log_transmissivity, head, samples=samples, seed=seed, say=say)
 
 
 #: For any prior; the first is the default.

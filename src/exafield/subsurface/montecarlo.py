@@ -12,6 +12,7 @@ import torch
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior
 from exafield.subsurface.posterior import Posterior, maximum, perturbed, posterior_of
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.rml import optima
 from exafield.subsurface.site import Site
 
@@ -24,14 +25,14 @@ class WeightWarning(UserWarning):
 
 
 def without_heads(
-    site: Site, prior: Generator, log_transmissivity: Readings | None, samples: int, seed: int
+    site: Site, prior: Generator, log_transmissivity: Readings | None, samples: int, seed: int, say: Say = silent
 ) -> torch.Tensor:
     """Noise given readings of ln T alone [sample, noise]: kriging, where the prior is linear; nearly, elsewhere."""
     random = torch.Generator().manual_seed(seed)
     if log_transmissivity is None or not len(log_transmissivity):
         return torch.randn(samples, prior.noise, generator=random, dtype=torch.float64)
     latent = Latent(site, prior, log_transmissivity, None)
-    return optima(latent, maximum(latent), *perturbed(latent, samples, random))
+    return optima(latent, maximum(latent, say), *perturbed(latent, samples, random), say)
 
 
 def krige(
@@ -42,11 +43,12 @@ def krige(
     *,
     samples: int = 200,
     seed: int = 0,
+    say: Say = silent,
 ) -> Posterior:
     """The posterior of ln T by its own readings alone; heads follow, and their readings are only compared with."""
     if log_transmissivity is None or not len(log_transmissivity):
         raise ValueError("kriging: there are no readings of ln T, and heads tell it nothing: choose another method")
-    z = without_heads(site, prior, log_transmissivity, samples, seed)
+    z = without_heads(site, prior, log_transmissivity, samples, seed, say)
     return replace(posterior_of(Latent(site, prior, log_transmissivity, head), z, None), deaf=head is not None)
 
 
@@ -58,6 +60,7 @@ def weigh(
     *,
     samples: int = 200,
     seed: int = 0,
+    say: Say = silent,
 ) -> Posterior:
     """The posterior by weighted draws, taken anew by their weights.
 
@@ -70,7 +73,8 @@ def weigh(
     latent = Latent(site, prior, log_transmissivity, head)
     kept = isinstance(prior, LinearPrior)
     count = max(_DRAWS, samples)
-    z = without_heads(site, prior, log_transmissivity if kept else None, count, seed)
+    z = without_heads(site, prior, log_transmissivity if kept else None, count, seed, say)
+    say(f"montecarlo: heads of {count} fields")
     weighing = slice(len(latent.at_y) if kept else 0, None)
     off = (latent.predict(z) - latent.values)[:, weighing]
     weights = torch.softmax(-off.square().sum(1) / 2, 0)

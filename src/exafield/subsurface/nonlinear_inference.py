@@ -23,6 +23,7 @@ from exafield.subsurface import darcy
 from exafield.subsurface.facies_generator import STEP, FaciesGenerator
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.posterior import Posterior
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Sweeps over the wells, of shapes that start on their side of the level (our choice).
@@ -46,6 +47,7 @@ def infer_facies(
     *,
     samples: int = 100,
     seed: int = 0,
+    say: Say = silent,
 ) -> Posterior:
     """The posterior given readings.
 
@@ -55,6 +57,7 @@ def infer_facies(
         log_transmissivity, head: readings in cells, with errors above 0; one of them, or both.
         samples: of the posterior; with heads each takes some ten factorisations, each with an adjoint for each head.
         seed: of the samples.
+        say: is told how far it is.
 
     Returns:
         Samples; `best` is their mean.
@@ -70,8 +73,12 @@ def infer_facies(
     if not all((readings.errors > 0).all() for readings in known):
         raise ValueError("posterior: errors of readings must be above 0: nothing is known exactly")
     with torch.no_grad():
+        say("facies: shapes given what is read of ln T")
         latent = given_logs(prior, log_transmissivity, samples, seed)
-        fields = torch.stack([_fitted(site, prior, latent, head, member, seed) for member in range(samples)])
+        fields = torch.empty(samples, site.cells, dtype=torch.float64)
+        for member in range(samples):
+            say(f"facies: sample {member + 1} of {samples}")
+            fields[member] = _fitted(site, prior, latent, head, member, seed)
         heads = darcy.solve(site, fields)
     judged, read = (fields, log_transmissivity) if head is None else (heads, head)
     assert read is not None

@@ -15,8 +15,8 @@ def open_site(name: str, *, length: str | None = None, time: str | None = None) 
 
     Args:
         name: box (generated), hanford (a data set), or a path: an npz archive, a MODFLOW 6 simulation (its folder or
-            mfsim.nam), or a folder with a mesh that meshio reads (mesh.*), boundary.csv, and optionally cells.csv and
-            wells.csv; see :mod:`exafield.subsurface.readers`.
+            mfsim.nam), or a folder with a mesh that meshio reads (mesh.*) or a plain grid (mesh.csv), boundary.csv, and
+            optionally cells.csv and wells.csv; see :mod:`exafield.subsurface.readers`.
         length: unit of length, where the files state none: m or ft; None: metres in an npz, else it must be stated.
         time: unit of time, where MODFLOW states none.
     Raises:
@@ -38,7 +38,10 @@ def open_site(name: str, *, length: str | None = None, time: str | None = None) 
         meshes = sorted(path.glob("mesh.*"))
         if len(meshes) != 1:
             found = ", ".join(mesh.name for mesh in meshes) or "none"
-            raise SiteError(f"{path} must hold one mesh.* (or mfsim.nam, of MODFLOW 6), and there is {found}")
+            raise SiteError(
+                f"{path} must hold one mesh.* (mesh.csv is a plain grid; or mfsim.nam, of MODFLOW 6), and there is "
+                f"{found}"
+            )
         if not (path / "boundary.csv").is_file():
             raise SiteError(
                 f"{path} holds {meshes[0].name} but no boundary.csv, of where heads are given and water enters: "

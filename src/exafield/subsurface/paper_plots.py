@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from exafield.subsurface.maps import beyond, span
+
 _NAMES = {"y": "ln T", "u": "head [m]", "f": "residual"}
 
 
@@ -25,7 +27,11 @@ def draw(
 
     flat = next(iter(points.values())).shape[1] == 1
     columns = 2 if flat else 4
-    figure = Figure(figsize=(4.2 * columns, 3.2 * len(points)), layout="constrained")
+    height = 3.2
+    if not flat:  # maps are as high as their places are, and so are their colours
+        sides = np.ptp(np.concatenate(list(points.values())), axis=0)
+        height = 2.7 * min(max(sides[1] / sides[0], 0.4), 1.6) + 1.0
+    figure = Figure(figsize=(4.2 * columns, height * len(points)), layout="constrained")
     axes = figure.subplots(len(points), columns, squeeze=False)
     for row, key in zip(axes, [key for key in _NAMES if key in points], strict=True):
         at = points[key]
@@ -38,9 +44,9 @@ def draw(
                 row[number].set(title=f"{what} of {_NAMES[key]}", xlabel="x")
                 row[number].legend()
                 continue
-            low, high = (float(v) for v in np.quantile(np.concatenate([p[1] for p in pair]), [0.01, 0.99]))
+            limits = span(np.concatenate([p[1] for p in pair]))
             for panel, (name, values) in zip(row[2 * number :], pair, strict=False):
-                shown = panel.scatter(at[:, 0] / 1e3, at[:, 1] / 1e3, c=values, s=5, vmin=low, vmax=high)
+                shown = panel.scatter(at[:, 0] / 1e3, at[:, 1] / 1e3, c=values, s=5, vmin=limits[0], vmax=limits[1])
                 panel.set(title=f"{what} of {_NAMES[key]}, {name}", xlabel="km", ylabel="km", aspect="equal")
-                figure.colorbar(shown, ax=panel)
+                figure.colorbar(shown, ax=panel, extend=beyond(values, limits), shrink=0.85)
     figure.savefig(path, dpi=120)

@@ -15,6 +15,7 @@ from torch import Tensor
 from exafield.subsurface import darcy
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior, Point, PosteriorError, gauss_newton
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 __all__ = [
@@ -124,6 +125,7 @@ def infer(
     samples: int = 200,
     corrections: int = 2,
     seed: int = 0,
+    say: Say = silent,
 ) -> Posterior:
     """The posterior given readings.
 
@@ -135,6 +137,7 @@ def infer(
         corrections: times each sample's heads are solved for, and the sample mended by what they differ from those
             of the linearisation; 0 leaves samples as they are, whose heads then miss the data.
         seed: of the samples.
+        say: is told how far it is.
     Raises:
         PosteriorError: the maximum is not found.
         ValueError: there are no readings, one cannot be used, or numbers are out of range.
@@ -145,14 +148,14 @@ def infer(
             f"posterior: samples must be 2 or more and corrections 0 or more, got {samples}, {corrections}"
         )
     latent = Latent(site, prior, log_transmissivity, head)
-    best = maximum(latent)
+    best = maximum(latent, say)
     drawn, wanted = perturbed(latent, samples, torch.Generator().manual_seed(seed))
     return posterior_of(latent, corrected(latent, best, drawn, wanted, corrections), best)
 
 
-def maximum(latent: Latent) -> Point:
-    """Of the posterior."""
-    return gauss_newton(latent, latent.linearised(torch.zeros(latent.noise, dtype=torch.float64)))
+def maximum(latent: Latent, say: Say = silent) -> Point:
+    """Of the posterior; `say` is told how far the way to it is."""
+    return gauss_newton(latent, latent.linearised(torch.zeros(latent.noise, dtype=torch.float64)), say=say)
 
 
 def perturbed(latent: Latent, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

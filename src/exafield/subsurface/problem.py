@@ -292,8 +292,7 @@ class FlowProblem:
                 for cells, values in read:
                     truth[cells] = of(values)
                 both = np.concatenate([learned, truth[np.isfinite(truth)]])
-                low, high = (float(x) for x in np.quantile(both, [0.01, 0.99]))
-                panel = maps.Panel(f"{what}, learned", learned, label, maps.COLOURS[colours], (low, high))
+                panel = maps.Panel(f"{what}, learned", learned, label, maps.COLOURS[colours], maps.span(both))
                 rows[0].append(replace(panel, title=f"{what}, held back", values=truth, wells=sensors))
                 rows[1].append(panel)
         title = f"The law learned on {self.site.name}"

@@ -1,5 +1,8 @@
-"""Sites from files: npz archives, and a mesh that meshio reads with CSV tables beside it."""
+"""Sites from files: npz archives, and a mesh that meshio reads, or a plain grid, with CSV tables beside it."""
 
+import contextlib
+import io
+import warnings
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -9,13 +12,19 @@ from jaxtyping import Float, Int
 
 from exafield.requirement import require
 from exafield.subsurface.checks import SiteError, check_positive, length_unit
+from exafield.subsurface.generated import rectangles
 from exafield.subsurface.mesh import Mesh
 from exafield.subsurface.site import Site
 from exafield.subsurface.tables import Table
 
 # Corners of meshio's cells in the plane, and cells that are none of a plane's.
 _CORNERS = {"triangle": 3, "quad": 4}
+_SIDES = {"west": (0, False), "east": (0, True), "south": (1, False), "north": (1, True)}
 _PASSED_OVER = {"vertex", "line", "line3"}
+
+
+class PumpingWarning(UserWarning):
+    """A well takes more than the aquifer can give; names it."""
 
 
 def from_npz(path: Path | str, *, scale: float = 1.0, name: str | None = None) -> Site:
@@ -87,11 +96,14 @@ def from_tables(
     Values carry their unit in the column's head, as in "transmissivity [m2/d]".
 
     Args:
-        mesh: triangles and quads; points and lines are passed over.
+        mesh: triangles and quads; points and lines are passed over. Or a CSV of rectangles that are all alike: one row
+            with columns nx, ny, and dx, dy of a cell or lx, ly of all, such as dx [m]; optionally x, y of the lower
+            left corner, else 0. Cells are numbered row by row from below, each row from the left.
         boundary: columns vertex_a, vertex_b (ends of the face, numbered from 0 as in the mesh), or x, y (in the mesh's
-            unit; the nearest boundary face is meant); head and inflow through the face, one of them in each row and the
-            other left empty.
-        length: unit of the mesh, m or ft; it must be stated, since meshes tell none.
+            unit; the nearest boundary face is meant), or side (west, east, south or north, of a rectangle: all its
+            faces); head and inflow through the face, or in all through the side, one of them in each row and the other
+            left empty.
+        length: unit of the mesh, m or ft; it must be stated, since meshes tell none, but for a CSV, which does.
         cells: columns cell and transmissivity, or conductivity and thickness, and recharge, such as recharge [m/d], if
             there is any; every cell once, numbered from 0: all cells of the mesh's first block, then its next.
         wells: columns x, y and, if they pump, rate (below zero).
@@ -99,9 +111,11 @@ def from_tables(
     Raises:
         SiteError: a table does not fit the mesh; names the file and the line.
         ImportError: meshio is not installed.
+    Warns:
+        PumpingWarning: a well takes more than the aquifer can give.
     """
-    scale = length_unit(length)
-    grid = _meshio(Path(mesh), scale)
+    scale = None if length is None and Path(mesh).suffix == ".csv" else length_unit(length)
+    grid = _rectangles(Path(mesh)) if Path(mesh).suffix == ".csv" else _meshio(Path(mesh), length_unit(length))
     known, recharge = (None, None) if cells is None else _cell_values(Path(cells), grid)
     stem = Path(mesh).stem
     site = Site(
@@ -116,11 +130,85 @@ def from_tables(
     table = Table(Path(wells))
     table.allow("well", "x", "y", "rate")
     rates = table.numbers("rate", 3, -1) if table.has("rate") else None
-    return site.with_wells(_points(table, scale), rates)
+    pumped = site.with_wells(_points(table, scale), rates)
+    if rates is not None and rates.min() < 0:
+        _check_pumping(table, rates, site, pumped)
+    return pumped
+
+
+def _check_pumping(table: Table, rates: Float[np.ndarray, "well"], before: Site, pumped: Site) -> None:
+    """Warns if a well takes more than enters, or than the aquifer lets through where that is known."""
+    assert before.source is not None
+    entering = float(before.inflows.clip(min=0).sum() + before.source.clip(min=0).sum())
+    most = int(rates.argmin())
+    name, rate = table.columns.get("well", [""] * table.rows)[most], -float(rates[most])
+    label = f"{name} (row {most + 2})" if name else f"row {most + 2}"
+    found = []
+    if 0 < entering < rate:
+        found.append(
+            f"{rate / entering:.3g} times all that inflow and recharge bring ({entering:,.0f} m3/d), so that the rest "
+            "must come from where heads are given"
+        )
+    if pumped.log_transmissivity is not None:
+        head = pumped.solved().head
+        assert head is not None
+        given, lowest = pumped.given_heads, float(head[pumped.well_cells[most]])
+        if lowest < pumped.plausible_heads[0]:
+            found.append(
+                f"heads in its cell fall to {lowest:,.6g} m, where {given.min():.6g} to {given.max():.6g} m are given "
+                "at the boundary: the aquifer would be dry"
+            )
+    if found:
+        text = f"{table.path}, {label} takes {rate:,.0f} m3/d: {'; '.join(found)}. Check its unit and decimal point"
+        warnings.warn(text, PumpingWarning, stacklevel=3)
+
+
+def _rectangles(path: Path) -> Mesh:
+    """A grid of rectangles that are all alike."""
+    table = Table(path)
+    table.allow("nx", "ny", "dx", "dy", "lx", "ly", "x", "y")
+    if table.rows != 1:
+        raise SiteError(f"{path} is one grid, and must have one row under its head line, not {table.rows}")
+    lines = []
+    for axis in "xy":
+        count = int(table.whole(f"n{axis}")[0])
+        if count < 1:
+            raise SiteError(f"{path}: n{axis} is {count}, and there must be one cell at least")
+        if table.has(f"d{axis}") == table.has(f"l{axis}"):
+            raise SiteError(f"{path} needs one of d{axis}, of a cell, and l{axis}, of all, such as d{axis} [m]")
+        each = table.has(f"d{axis}")
+        size = float(table.numbers(f"d{axis}" if each else f"l{axis}", 1, 0)[0]) * (count if each else 1)
+        if not size > 0:
+            raise SiteError(f"{path}: {'d' if each else 'l'}{axis} must be above 0")
+        start = float(table.numbers(axis, 1, 0)[0]) if table.has(axis) else 0.0
+        lines.append(start + np.linspace(0, size, count + 1))
+    return Mesh.of(*rectangles(*lines))
+
+
+def _read(path: Path) -> Any:
+    """What meshio makes of a file. It ends the program where it finds no reader, after printing why."""
+    meshio, said = require("meshio", extra="subsurface"), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return meshio.read(path)
+    except (Exception, SystemExit) as error:  # its readers raise whatever a file that they do not expect leads to
+        if isinstance(error, SystemExit) and error.code != 1:
+            raise  # somebody else ends the program
+        why = (str(error) if isinstance(error, Exception) else " ".join(said.getvalue().split())).rstrip(".")
+        endings = sorted({Path(f"a{ending}").suffix for ending in meshio.extension_to_filetypes})
+        advice = (
+            "it may be damaged, or not what its ending says"
+            if path.suffix in endings
+            else f"the ending says what it is, and meshio reads {', '.join(endings)}"
+        )
+        raise SiteError(
+            f"{path} cannot be read as a mesh: {why or type(error).__name__}; {advice}; Gmsh's .msh and "
+            "VTK's .vtk and .vtu are safe choices; for a plain grid write mesh.csv with nx,ny,dx [m],dy [m]"
+        ) from error
 
 
 def _meshio(path: Path, scale: float) -> Mesh:
-    read = require("meshio", extra="subsurface").read(path)
+    read = _read(path)
     points = np.asarray(read.points, dtype=np.float64)
     if points.shape[1] > 2 and np.ptp(points[:, 2]) > 1e-9 * max(np.ptp(points[:, 0]), np.ptp(points[:, 1])):
         raise SiteError(f"{path} is not flat: its third coordinate spans {np.ptp(points[:, 2]):g}")
@@ -138,17 +226,42 @@ def _meshio(path: Path, scale: float) -> Mesh:
     return Mesh.of(points[:, :2] * scale, np.concatenate(rows))
 
 
-def _points(table: Table, scale: float) -> Float[np.ndarray, "row 2"]:
-    """[m]; in the mesh's unit, unless the column's head states another."""
-    stated = [table.numbers(n, 1, 0) if table.units.get(n) else table.plain(n) * scale for n in ("x", "y")]
+def _points(table: Table, scale: float | None) -> Float[np.ndarray, "row 2"]:
+    """[m]; in the mesh's unit, if it has one, unless the column's head states another."""
+    stated = [
+        table.numbers(n, 1, 0) if table.units.get(n) or scale is None else table.plain(n) * scale for n in ("x", "y")
+    ]
     return np.stack(stated, axis=-1)
 
 
-def _conditions(path: Path, mesh: Mesh, scale: float) -> dict[str, Any]:
+def _sides(table: Table, mesh: Mesh) -> list[Int[np.ndarray, "face"]]:
+    """Boundary faces of each row's side of a rectangle."""
+    groups, centres = [], mesh.boundary_centres
+    low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
+    near = 1e-6 * (high - low)
+    for row, name in enumerate(table.columns["side"], 2):
+        if name.lower() not in _SIDES:
+            raise SiteError(f"{table.path}, row {row}: side is {name!r}, and must be one of {', '.join(_SIDES)}")
+        axis, last = _SIDES[name.lower()]
+        faces = np.flatnonzero(np.abs(centres[:, axis] - (high if last else low)[axis]) < near[axis])
+        length = mesh.boundary_lengths[faces].sum()
+        if not np.isclose(length, (high - low)[1 - axis]):
+            raise SiteError(
+                f"{table.path}, row {row}: the mesh has no straight side in the {name.lower()} (faces there are "
+                f"{length:.6g} m long, and it is {(high - low)[1 - axis]:.6g} m wide): name faces by x and y"
+            )
+        groups.append(faces)
+    return groups
+
+
+def _conditions(path: Path, mesh: Mesh, scale: float | None) -> dict[str, Any]:
     """Faces and values of fixed heads and inflows, as a site's arguments."""
     table = Table(path)
-    table.allow("vertex_a", "vertex_b", "x", "y", "head", "inflow")
-    if table.has("vertex_a"):
+    table.allow("vertex_a", "vertex_b", "x", "y", "side", "head", "inflow")
+    groups = _sides(table, mesh) if table.has("side") else None
+    if groups is not None:
+        faces = np.concatenate(groups)
+    elif table.has("vertex_a"):
         faces = _boundary_faces(mesh, np.stack([table.whole("vertex_a"), table.whole("vertex_b")], axis=-1), str(path))
     else:
         points = _points(table, scale)
@@ -160,7 +273,7 @@ def _conditions(path: Path, mesh: Mesh, scale: float) -> dict[str, Any]:
                 f"{path}, row {far[0] + 2}: the nearest boundary face is {gaps[far[0]].min():.6g} m away, farther than "
                 "it is long: check unit and origin of the coordinates"
             )
-    nothing = [""] * len(faces)
+    nothing = [""] * table.rows
     given = {name: np.array([x != "" for x in table.columns.get(name, nothing)]) for name in ("head", "inflow")}
     unclear = np.flatnonzero(given["head"] == given["inflow"])
     if unclear.size:
@@ -169,6 +282,17 @@ def _conditions(path: Path, mesh: Mesh, scale: float) -> dict[str, Any]:
         name: table.numbers(name, power, time, rows) if (rows := given[name]).any() else np.zeros(0)
         for name, power, time in (("head", 1, 0), ("inflow", 3, -1))
     }
+    if groups is not None:  # a side has one head; what flows in through it spreads evenly
+        sizes = np.array([len(group) for group in groups])
+        lengths = [mesh.boundary_lengths[group] for group, there in zip(groups, given["inflow"], strict=True) if there]
+        values = {
+            "head": np.repeat(values["head"], sizes[given["head"]]),
+            "inflow": np.concatenate(
+                [flow * part / part.sum() for flow, part in zip(values["inflow"], lengths, strict=True)]
+                or [np.zeros(0)]
+            ),
+        }
+        given = {name: np.repeat(rows, sizes) for name, rows in given.items()}
     return {
         "fixed_faces": faces[given["head"]],
         "fixed_heads": values["head"],

@@ -10,12 +10,15 @@ from jaxtyping import Float
 
 from exafield import provenance
 from exafield.requirement import require
+from exafield.setting import RunError
 from exafield.store import StoreError, whole
 from exafield.subsurface.posterior import Posterior
 from exafield.subsurface.site import Site
 from exafield.subsurface.wells import Wells
 
 ENDINGS = (".zarr", ".nc")
+_ENGINES = {".zarr": "zarr", ".nc": "h5netcdf"}
+_MADE_WITH = "exafield_made_with"
 LEVELS = (0.05, 0.5, 0.95)
 _ABOUT = {
     "log_transmissivity": ("natural logarithm of transmissivity in m2 d-1", "1"),
@@ -23,18 +26,76 @@ _ABOUT = {
 }
 
 
+def beside(path: Path) -> tuple[Path, Path, Path]:
+    """Maps, how well intervals hold what is known, and numbers, which go with a posterior."""
+    stem = path.with_suffix("")
+    maps, known, numbers = (stem.with_name(stem.name + end) for end in ("-maps.png", "-known.png", ".json"))
+    return maps, known, numbers
+
+
 def check_target(path: Path) -> None:
-    """Raises StoreError if nothing can be written there: before anything is computed."""
+    """Refuses a name under which no posterior can be written: before anything is computed.
+
+    Raises:
+        RunError: it ends otherwise, or there is no folder for it.
+        StoreError: something else is there.
+        ImportError: what writes it is not installed.
+    """
     if path.suffix not in ENDINGS:
-        raise StoreError(f"{path}: choose a name that ends in {' or '.join(ENDINGS)}")
+        raise RunError(f"--out {path}: choose a name that ends in {' or '.join(ENDINGS)}")
     require("xarray", extra="subsurface")
-    require("zarr" if path.suffix == ".zarr" else "h5netcdf", extra="subsurface")
+    require(_ENGINES[path.suffix], extra="subsurface")
     if not path.absolute().parent.is_dir():
-        raise StoreError(f"{path}: there is no folder {path.absolute().parent}")
+        raise RunError(f"--out {path}: there is no folder {path.parent}")
+    if path.exists():
+        others = [] if _made_with(path) else [path]
+    else:
+        others = [other for other in beside(path) if other.exists()]
+    if others:
+        raise StoreError(
+            f"--out {path}: {others[0]} is there, and no result of ours under that name: choose another name, or "
+            "remove it"
+        )
+
+
+def check_same(path: Path, made_with: Mapping[str, Any]) -> None:
+    """Refuses to put a posterior in the place of another, which may have taken hours.
+
+    Args:
+        path: that :func:`check_target` has let pass.
+        made_with: what the new one depends on, in plain values.
+    Raises:
+        StoreError: what is there was made otherwise; says in what they differ.
+    """
+    if not path.exists():
+        return
+    before = _made_with(path)
+    differing = sorted(name for name in {*before, *made_with} if before.get(name) != made_with.get(name))
+    if differing:
+        raise StoreError(
+            f"--out {path}: a posterior is there that was made otherwise ({', '.join(differing)}): choose another "
+            "name, or remove it"
+        )
+
+
+def _made_with(path: Path) -> dict[str, Any]:
+    """What the posterior there depends on; empty if it is none of ours."""
+    try:
+        opened = require("xarray", extra="subsurface").open_dataset(path, engine=_ENGINES[path.suffix])
+        with opened as dataset:
+            told = json.loads(dataset.attrs[_MADE_WITH])
+    except (OSError, ValueError, KeyError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def write(
-    path: Path, site: Site, posterior: Posterior, wells: Wells, attributes: Mapping[str, str] | None = None
+    path: Path,
+    site: Site,
+    posterior: Posterior,
+    wells: Wells,
+    attributes: Mapping[str, str] | None = None,
+    made_with: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what is known of each cell: mean, standard deviation, quantiles and samples of ln T and heads.
 
@@ -46,12 +107,13 @@ def write(
         posterior: with samples.
         wells: what it was told.
         attributes: of the file, such as which run the law is from.
+        made_with: what it depends on, in plain values, see :func:`check_same`.
     Raises:
         StoreError: it cannot be written.
         ImportError: xarray, zarr or h5netcdf is not installed.
     """
-    check_target(path)
-    dataset = _dataset(site, posterior, wells, attributes or {})
+    told = {_MADE_WITH: json.dumps(dict(made_with or {}), sort_keys=True)}
+    dataset = _dataset(site, posterior, wells, {**(attributes or {}), **told})
     with whole(path) as part:
         if path.suffix == ".zarr":
             dataset.to_zarr(part, mode="w", zarr_format=2, consolidated=True)
@@ -118,8 +180,13 @@ def _mesh(site: Site) -> dict[str, Any]:
         )  # fmt: skip
         for number, axis in enumerate("xy"):
             variables[f"node_{axis}"] = ("node", mesh.vertices[:, number], {"long_name": axis, "units": "m"})
-        variables["cell_nodes"] = (
-            ("cell", "corner"), mesh.corners.astype(np.int32),
-            {"cf_role": "face_node_connectivity", "start_index": 0, "_FillValue": np.int32(-1)},
-        )  # fmt: skip
+        nodes = mesh.corners[:, : int((mesh.corners >= 0).sum(axis=1).max())].astype(np.int32)
+        about: dict[str, Any] = {
+            "cf_role": "face_node_connectivity",
+            "long_name": "nodes of the cell",
+            "start_index": 0,
+        }
+        if (nodes < 0).any():  # readers that mask make floats of it, and so it is stated only where it is needed
+            about["_FillValue"] = np.int32(-1)
+        variables["cell_nodes"] = ("cell", "corner"), nodes, about
     return variables

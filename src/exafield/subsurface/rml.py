@@ -12,6 +12,7 @@ from torch import Tensor
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior, Point, PosteriorError, gauss_newton
 from exafield.subsurface.posterior import Posterior, corrected, maximum, perturbed, posterior_of
+from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 
@@ -23,6 +24,7 @@ def infer(
     *,
     samples: int = 200,
     seed: int = 0,
+    say: Say = silent,
 ) -> Posterior:
     """The posterior by optima of perturbed problems; arguments as :func:`exafield.subsurface.posterior.infer`.
 
@@ -34,18 +36,19 @@ def infer(
     if samples < 2:
         raise ValueError(f"rml: samples must be 2 or more, got {samples}")
     latent = Latent(site, prior, log_transmissivity, head)
-    best = maximum(latent)
+    best = maximum(latent, say)
     drawn, wanted = perturbed(latent, samples, torch.Generator().manual_seed(seed))
-    return posterior_of(latent, optima(latent, best, drawn, wanted), best)
+    return posterior_of(latent, optima(latent, best, drawn, wanted, say), best)
 
 
-def optima(latent: Latent, best: Point, drawn: Tensor, wanted: Tensor) -> Tensor:
-    """z of least distance from each `drawn` noise and `wanted` data [sample, noise]."""
+def optima(latent: Latent, best: Point, drawn: Tensor, wanted: Tensor, say: Say = silent) -> Tensor:
+    """z of least distance from each `drawn` noise and `wanted` data [sample, noise]; `say` is told how far it is."""
     # From where the derivatives at the maximum of the posterior lead, one or two steps are left.
     z = corrected(latent, best, drawn, wanted, 2)
     if not len(latent.at_u) and isinstance(latent.prior, LinearPrior):
         return z  # all is linear: these are the optima
     for number, start in enumerate(z):
+        say(f"optimum of sample {number + 1} of {len(z)}")
         try:
             here = latent.linearised(start)
             z[number] = gauss_newton(latent, here, drawn[number], wanted[number]).z

@@ -17,6 +17,10 @@ from exafield.subsurface.checks import (
 from exafield.subsurface.mesh import Mesh
 from exafield.suggestion import unknown
 
+# How far heads may be off those that are given: times the span of these, and metres at the least (our choice). Inflow
+# raises heads of the Hanford Site's law by one to two spans, of 17 m.
+_SPANS, _ROOM = 5.0, 50.0
+
 
 def _numbers() -> Int[np.ndarray, "none"]:
     return np.zeros(0, dtype=np.int64)
@@ -107,6 +111,22 @@ class Site:
     def cells(self) -> int:
         """Number of cells."""
         return self.mesh.cells
+
+    @property
+    def given_heads(self) -> Float[np.ndarray, "given"]:
+        """All heads that are given, at faces, in cells and beyond leaks [m]."""
+        return np.concatenate([self.fixed_heads, self.fixed_cell_heads, self.leak_heads])
+
+    @property
+    def plausible_heads(self) -> tuple[float, float]:
+        """Least and largest head [m]: beyond, datum or unit is likely to be another, or inflow or pumping wrong.
+
+        Some times the span of given heads off these, and some metres at the least; the site's own heads, if known.
+        """
+        heads = self.given_heads
+        room = max(_SPANS * float(np.ptp(heads)), _ROOM)
+        known = heads if self.head is None else self.head
+        return min(float(heads.min()) - room, float(known.min())), max(float(heads.max()) + room, float(known.max()))
 
     @classmethod
     def load(cls, name: str) -> "Site":

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Integer
 
 from exafield.subsurface import darcy, scores
-from exafield.subsurface.maps import COLOURS, Panel, draw
+from exafield.subsurface.maps import COLOURS, Panel, draw, span
 from exafield.subsurface.posterior import Interval, Posterior, quantiles
 from exafield.subsurface.site import Site
 from exafield.subsurface.wells import Wells
@@ -74,6 +74,8 @@ class Study:
         ]
         if self.doubt:
             lines.insert(0, f"WARNING        {self.doubt}")
+        if self.dry:
+            lines.insert(0, f"WARNING        {self.dry}")
         if (out := self.discharge) is not None:
             lines.append(
                 f"discharge      {out.mean:,.0f} m3/d leave where heads are given, such as to rivers, be it water that "
@@ -103,12 +105,26 @@ class Study:
             if off.max() > worst:
                 at = int(off.argmax())
                 worst = float(off[at])
-                text = (
-                    f"{name} in cell {known.cells[at]} reads {known.values[at]:.6g}, and samples have {means[at]:.6g}"
-                )
+                text = f"{name} of {known.called(at)} reads {known.values[at]:.6g}, and samples have {means[at]:.6g}"
         return (
             f"samples do not honour the readings: misfit {self.posterior.misfit:.3g}, 1 is right. Worst: {text}. Check "
             "datum and unit, whether errors are too small and whether the law can make such fields; try --method rml"
+        )
+
+    @cached_property
+    def dry(self) -> str:
+        """Where more is pumped than the aquifer can give; empty if nowhere."""
+        heads, lowest = self.posterior.head.mean(axis=0), self.site.plausible_heads[0]
+        cell = int(heads.argmin())
+        if heads[cell] >= lowest:
+            return ""
+        assert self.site.source is not None
+        pumped = int(self.site.source.argmin())
+        given = self.site.given_heads
+        return (
+            f"heads fall to {heads[cell]:,.6g} m in cell {cell}, where {given.min():.6g} to {given.max():.6g} m are "
+            f"given at the boundary: the most is pumped from cell {pumped}, {-self.site.source[pumped]:,.0f} m3/d, and "
+            "transmissivities as these do not let so much through: check the unit of rates"
         )
 
     @cached_property
@@ -131,6 +147,7 @@ class Study:
             "misfit": self.posterior.misfit,
             "note": self.posterior.note,
             "doubt": self.doubt,
+            "dry": self.dry,
             "judged": [asdict(one) for one in self.judged],
         }
         if (out := self.discharge) is not None:
@@ -143,20 +160,17 @@ class Study:
         at_y, at_u = (None if k is None else k.cells for k in (self.wells.log_transmissivity, self.wells.head))
         truth = site.log_transmissivity
         shown = y.mean(axis=0) if truth is None else truth
-        low, high = (float(x) for x in np.quantile(shown, [0.01, 0.99]))
-        label, limits = "ln(T / (m²/d))", (low, high)
+        label, limits = "ln(T / (m²/d))", span(shown)
         panels = [Panel("ln T, mean", y.mean(axis=0), label, COLOURS["log_transmissivity"], limits, at_y)]
         panels.append(Panel("ln T, standard deviation", y.std(axis=0), label, COLOURS["spread"], None, at_y))
         if truth is not None:
             panels.insert(0, Panel("ln T of the site", truth, label, COLOURS["log_transmissivity"], limits, at_y))
         heads = u.mean(axis=0) if site.head is None else site.head
-        low, high = (float(x) for x in np.quantile(heads, [0.01, 0.99]))
-        panels.append(
-            Panel("head, mean", u.mean(axis=0), "head [m]", COLOURS["head"], (low, high), at_u, boundary=True)
-        )
+        levels = span(heads)
+        panels.append(Panel("head, mean", u.mean(axis=0), "head [m]", COLOURS["head"], levels, at_u, boundary=True))
         panels.append(Panel("head, standard deviation", u.std(axis=0), "[m]", COLOURS["spread"], None, at_u))
         if site.head is not None:
-            panels.insert(3, Panel("head of the site", site.head, "head [m]", COLOURS["head"], (low, high), at_u))
+            panels.insert(3, Panel("head of the site", site.head, "head [m]", COLOURS["head"], levels, at_u))
         doubt = f" (NOT TO BE USED: misfit {self.posterior.misfit:.3g})" if self.doubt else ""
         draw(path, site, panels, columns=-(-len(panels) // 2), title=f"{site.name}: between the wells{doubt}")
 
