@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from exafield.climate.convolution import Convolution, Doubling, enlarged, pooled
+from exafield.climate.convolution import Convolution, enlarged, pooled
+from exafield.climate.doubling import Doubling
 from exafield.climate.loss import CrossEntropy
 from exafield.climate.model import ORIGINAL, DeepLabV3Plus, Tiramisu
 from exafield.climate.operations import PUBLISHED, as_published
@@ -130,8 +132,64 @@ def test_a_periodic_convolution_equals_one_of_three_globes(rate: int) -> None:
     torch.manual_seed(0)
     layer = Convolution(2, 3, 3, rate=rate, periodic=True).double()
     x = torch.randn(1, 2, 6, 8, dtype=torch.float64)
+    x.requires_grad_()
     wide = functional.conv2d(torch.cat([x] * 5, -1), layer.weight, layer.bias, padding=rate, dilation=rate)
-    torch.testing.assert_close(layer(x), wide[..., 16:24])
+    result = layer(x)
+    torch.testing.assert_close(result, wide[..., 16:24])
+    mine = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
+    others = torch.autograd.grad(wide[..., 16:24].sin().sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(mine, others)
+
+
+def test_taps_that_only_meet_what_is_beyond_the_poles_are_left_out() -> None:
+    torch.manual_seed(0)
+    layer = Convolution(2, 3, 3, rate=6, periodic=True).double()
+    sizes = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten.convolution.default:
+                sizes.append(tuple(args[1].shape[2:]))
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        layer(torch.randn(1, 2, 6, 8, dtype=torch.float64))
+        layer(torch.randn(1, 2, 7, 8, dtype=torch.float64))
+    assert sizes == [(1, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("rows", "columns"), [(6, 8), (3, 5), (2, 1)])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_doubling_is_a_transposed_convolution(
+    layout: torch.memory_format, rows: int, columns: int, periodic: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = Doubling(3, 2, periodic=periodic).double().to(memory_format=layout)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 3, rows, columns, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    around = torch.cat([x, x[..., :1]], -1) if periodic else x
+    usual = functional.conv_transpose2d(around, layer.weight, layer.bias, stride=2, padding=1, output_padding=1)
+    usual = usual[..., : 2 * columns]
+    result = layer(x)
+    torch.testing.assert_close(result, usual)
+    mine = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
+    others = torch.autograd.grad(usual.sin().sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(mine, others)
+
+
+def test_doubling_computes_in_half_precision_where_it_is_asked_to() -> None:
+    torch.manual_seed(0)
+    layer = Doubling(4, 4, periodic=True)
+    x = torch.randn(1, 4, 6, 8, requires_grad=True)
+    whole = torch.autograd.grad(layer(x).sum(), [x, layer.weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(x)
+    assert result.dtype == torch.bfloat16
+    half = torch.autograd.grad(result.float().sum(), [x, layer.weight])
+    for mine, other in zip(half, whole, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, other, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("operation", ["doubling", "pooled", "enlarged"])

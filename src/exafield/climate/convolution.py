@@ -62,33 +62,11 @@ class Convolution(nn.Conv2d):
     def apply_filters(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same convolution with other filters: some of this one's channels, or more."""
         x = wrapped(x, self.wrap, self.wrap)
-        padding = self.padding
         if self.dilation[0] >= x.shape[2] and self.kernel_size[0] == 3:
             # Rows above and below are all beyond the poles: only the row of taps in the middle meets anything.
-            weight, padding = weight[:, :, 1:2], (0, padding[1])
-        return functional.conv2d(x, weight, bias, self.stride, padding, self.dilation)
-
-
-class Doubling(nn.ConvTranspose2d):
-    """A transposed 3x3 convolution of stride 2: twice the size both ways.
-
-    Args:
-        inputs, outputs: channels.
-        periodic: whether longitudes close.
-        bias: whether there is one.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, periodic: bool = False, bias: bool = True) -> None:
-        self.periodic = periodic
-        more = (1, 0 if periodic else 1)
-        super().__init__(inputs, outputs, 3, stride=2, padding=1, output_padding=more, bias=bias)
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Of fields (batch, channel, latitude, longitude)."""
-        width = 2 * x.shape[-1]
-        # The westernmost input reaches one column beyond the western edge of the result, which is the eastern one.
-        y: Tensor = super().forward(wrapped(x, 0, 1) if self.periodic else x, output_size)
-        return y[..., :width] if self.periodic else y
+            beside = 0 if self.wrap else self.dilation[1]
+            return functional.conv2d(x, weight[:, :, 1:2], bias, self.stride, (0, beside), self.dilation)
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
 
 def wrapped(x: Tensor, west: int, east: int) -> Tensor:
@@ -101,7 +79,7 @@ def wrapped(x: Tensor, west: int, east: int) -> Tensor:
         return x[..., columns]
     if torch.compiler.is_compiling():  # which makes one kernel of it, and of its derivative
         return _joined(x, west, east)
-    result: Tensor = _Wrapped.apply(x, west, east)  # type: ignore[no-untyped-call]
+    result: Tensor = _Wrapped.apply(x, west, east)
     return result
 
 
@@ -119,7 +97,7 @@ class _Wrapped(torch.autograd.Function):
         return _joined(x, west, east)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         west, east = ctx.edges
         width = gradient.shape[-1] - west - east
         last = gradient.is_contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from exafield.climate.convolution import (
     Convolution,
-    Doubling,
     Fitted,
     Norm,
     check_network,
@@ -19,6 +18,7 @@ from exafield.climate.convolution import (
     rectified,
     scaled,
 )
+from exafield.climate.doubling import Doubling
 from exafield.climate.resnet import ResNet
 
 #: How features become as fine as the input: "bilinear" interpolates logits from a quarter of the size; "deconv" goes

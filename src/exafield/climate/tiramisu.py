@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from exafield.climate.convolution import (
     Convolution,
-    Doubling,
     Fitted,
     Norm,
     check_network,
@@ -17,6 +16,7 @@ from exafield.climate.convolution import (
     rectified,
     scaled,
 )
+from exafield.climate.doubling import Doubling
 
 #: Layers per block, growth and kernel of the network before it was changed.
 ORIGINAL = {"layers": (3, 3, 4, 4, 7, 7), "growth": 16, "kernel": 3}
