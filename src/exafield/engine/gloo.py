@@ -49,7 +49,7 @@ def second(system: str) -> Iterator[None]:
 
 
 class Gloo:
-    """A rank: per row, isend and irecv, wait, run the own columns."""
+    """A rank: per row, wait, irecv for the next one, run the own columns, isend."""
 
     def __init__(self, rank: int, size: int, folder: str) -> None:
         import torch
@@ -99,16 +99,22 @@ class Gloo:
         with second("gloo"):
             barrier()
             began = time.perf_counter()
+            # What arrives for the next row, what left for this one, and what left for the one before.
+            arriving, leaving, left = ([[] for _ in parts] for _ in range(3))
             for t in range(max(part.steps for part in self.parts)):
-                for steps, messages, run, first, last in parts:
+                for index, (steps, messages, run, first, last) in enumerate(parts):
                     if t >= steps:
                         continue
-                    receives, sends = messages[t]
-                    requests = [irecv(tensor, rank) for tensor, rank in receives]
-                    requests += [isend(tensor, rank) for tensor, rank in sends]
-                    for request in requests:
+                    # The row writes what was sent from for the row before.
+                    for request in arriving[index] + left[index]:
                         request.wait()
+                    receives, sends = messages[t + 1] if t + 1 < steps else ([], [])
+                    # Posted before the row is run: gloo asks the receiver first, who answers late while he computes.
+                    arriving[index] = [irecv(tensor, rank) for tensor, rank in receives]
                     run(t, first, last)
+                    left[index], leaving[index] = leaving[index], [isend(tensor, rank) for tensor, rank in sends]
+            for request in [one for requests in left + leaving for one in requests]:
+                request.wait()
             barrier()
             return time.perf_counter() - began
 
