@@ -61,3 +61,15 @@ def check_picture(path: Path) -> None:
         raise RunError(f"--out {path}: this is a folder: name a file")
     if path.suffix.lower() not in PICTURES:
         raise RunError(f"--out {path}: choose a name that ends in {', '.join(PICTURES)}")
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder of results, before what takes minutes.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--out {path}: cannot be made ({error.strerror})") from error

@@ -9,8 +9,9 @@ import pytest
 
 xarray = pytest.importorskip("xarray")
 
+from exafield import progress  # noqa: E402
 from exafield.cli import main  # noqa: E402
-from exafield.subsurface import progress, results  # noqa: E402
+from exafield.subsurface import results  # noqa: E402
 from exafield.subsurface.generated import Shape, box  # noqa: E402
 from exafield.subsurface.posterior import Posterior  # noqa: E402
 from exafield.subsurface.wells import measure  # noqa: E402

@@ -65,10 +65,10 @@ def infer(arguments: ApplySubsurface) -> int:
         raise RunError(f"--samples {arguments.samples}: a posterior needs two samples at least")
     if arguments.hold_back is not None and not 0 < arguments.hold_back < 1:
         raise RunError(f"--hold-back {arguments.hold_back}: it is a share of the wells, above 0 and below 1")
+    from exafield.progress import now_and_then
     from exafield.subsurface import assembly, results
     from exafield.subsurface.facies_generator import FaciesGenerator
     from exafield.subsurface.methods import METHODS, OWN
-    from exafield.subsurface.progress import now_and_then
     from exafield.subsurface.study import study
 
     results.check_target(arguments.out)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ from exafield.climate.fields import CHANNELS
 from exafield.climate.flags import Describe, EventsOf, Label, Show, Simulate
 from exafield.climate.masks import MEASURES, Fields, Masks, moment, present, turn
 from exafield.climate.snapshot import SnapshotError
+from exafield.progress import now_and_then
 from exafield.setting import RunError
 from exafield.subcommand import Command, carry_out, check_picture, parsed
 from exafield.suggestion import counted, unknown
 
 FAILED = 1
-# Seconds between lines about how far it is; our choice.
-_PATIENCE = 10.0
 
 _HELP = """\
 usage: exafield climate COMMAND [OPTIONS]
@@ -52,19 +51,6 @@ def main(argv: Sequence[str]) -> int:
         "events": _events,
     }
     return carry_out("climate", _HELP, commands, argv)
-
-
-def _progress() -> Callable[[str], None]:
-    """Lines on how far it is, every few seconds."""
-    last = time.monotonic()
-
-    def say(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PATIENCE:
-            last = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
-
-    return say
 
 
 def _describe(argv: list[str]) -> int:
@@ -214,7 +200,7 @@ def _events(argv: list[str]) -> int:
         if best is not None:
             best = storms.covered(best, masks.times[0], masks.times[-1], masks.grid)
         _folder(arguments.out)
-        study = Study(masks, fields, limits, arguments.on_error, _progress())
+        study = Study(masks, fields, limits, arguments.on_error, now_and_then())
         film = arguments.out / "film.gif" if arguments.film else None
         taken = study.run(film)
         files = study.write(arguments.out, masks.attributes)

@@ -100,7 +100,9 @@ class Gloo:
             barrier()
             began = time.perf_counter()
             # What arrives for the next row, what left for this one, and what left for the one before.
-            arriving, leaving, left = ([[] for _ in parts] for _ in range(3))
+            arriving: list[list[Any]] = [[] for _ in parts]
+            leaving: list[list[Any]] = [[] for _ in parts]
+            left: list[list[Any]] = [[] for _ in parts]
             for t in range(max(part.steps for part in self.parts)):
                 for index, (steps, messages, run, first, last) in enumerate(parts):
                     if t >= steps:

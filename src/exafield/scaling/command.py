@@ -11,7 +11,7 @@ from typing import Any
 from exafield.launch import cores, spawn
 from exafield.scaling.flags import Calibrate, Graph, Machines, Scale, Show, named, reduction, several
 from exafield.setting import RunError
-from exafield.subcommand import check_folder
+from exafield.subcommand import check_folder, make_folder
 from exafield.suggestion import counted
 
 USAGE = 2
@@ -165,7 +165,7 @@ def _scale(arguments: Scale) -> int:
         raise RunError(f"--batch {arguments.batch}: a rank needs at least one sample per step")
     from exafield.assembly import reducer
     from exafield.machine import Machine
-    from exafield.scaling.report import document, folder, lines, write
+    from exafield.scaling.report import document, lines, write
     from exafield.scaling.study import SAMPLES, Target, parse_nodes, study
     from exafield.scaling.subject import find
     from exafield.scaling.transfer import transferred
@@ -186,7 +186,7 @@ def _scale(arguments: Scale) -> int:
     made = {named(one): one for one in settings}
     moved = transferred(subject, machine, arguments.precision, arguments.batch, data)
     print("\n".join(moved.said))
-    folder(arguments.out)
+    make_folder(arguments.out)
     result = study(
         moved.step,
         machine,

@@ -12,7 +12,6 @@ from exafield.scaling.study import Curve, Point, Study, Target
 from exafield.scaling.subject import Subject
 from exafield.scaling.transfer import Transferred
 from exafield.scaling.waterfall import CAUSES, greatest, waterfall
-from exafield.setting import RunError
 from exafield.store import atomic_write
 from exafield.suggestion import counted
 
@@ -166,18 +165,6 @@ def _advised(advised: Advised) -> Mapping[str, Any]:
         "together": dict(advised.together),
         "seconds": advised.seconds,
     }
-
-
-def folder(path: Path) -> None:
-    """Makes the folder of the results.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {path}: cannot be made ({error.strerror})") from error
 
 
 def write(into: Path, made: Study, content: Mapping[str, Any]) -> list[Path]:

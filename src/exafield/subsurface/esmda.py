@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from exafield.subsurface.progress import Say, silent
+from exafield.progress import Say, silent
 
 Forward = Callable[[Tensor], Tensor]
 """Parameters (member, parameter) to predicted data (member, datum)."""

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from exafield.progress import Say, silent
 from exafield.subsurface.checks import SiteError
 from exafield.subsurface.diagnostics import Convergence, convergence
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, Point, PosteriorError
 from exafield.subsurface.posterior import Posterior, corrected, maximum, posterior_of
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Share of paths that should be accepted: Beskos et al., Bernoulli 19 (2013) 1501, find 0.65 best for many dimensions;

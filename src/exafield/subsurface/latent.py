@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from exafield.progress import Say, silent
 from exafield.subsurface import darcy
 from exafield.subsurface.checks import SiteError
 from exafield.subsurface.kriging import Readings, WellError
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Steps to the maximum at most, halvings of a step, and the gain of the objective below which it is found; our choice.

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 
+from exafield.progress import Say, silent
 from exafield.subsurface import darcy, hmc, montecarlo, posterior, rml
 from exafield.subsurface.esmda import esmda
 from exafield.subsurface.facies_generator import FaciesGenerator
@@ -11,7 +12,6 @@ from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior
 from exafield.subsurface.nonlinear_inference import infer_facies
 from exafield.subsurface.posterior import Posterior, posterior_of
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Members of an ensemble at least, steps, and standard deviations within which it is kept (our choice); and the same for

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import torch
 
+from exafield.progress import Say, silent
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior
 from exafield.subsurface.posterior import Posterior, maximum, perturbed, posterior_of
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.rml import optima
 from exafield.subsurface.site import Site
 

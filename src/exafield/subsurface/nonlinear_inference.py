@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from scipy import special
 from torch import Tensor
 
+from exafield.progress import Say, silent
 from exafield.subsurface import darcy
 from exafield.subsurface.facies_generator import STEP, FaciesGenerator
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.posterior import Posterior
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 # Sweeps over the wells, of shapes that start on their side of the level (our choice).

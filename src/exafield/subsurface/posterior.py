@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from exafield.progress import Say, silent
 from exafield.subsurface import darcy
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior, Point, PosteriorError, gauss_newton
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 __all__ = [

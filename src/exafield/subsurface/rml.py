@@ -9,10 +9,10 @@ linear; elsewhere the samples honour the data, but their law is the posterior on
 import torch
 from torch import Tensor
 
+from exafield.progress import Say, silent
 from exafield.subsurface.kriging import Readings
 from exafield.subsurface.latent import Generator, Latent, LinearPrior, Point, PosteriorError, gauss_newton
 from exafield.subsurface.posterior import Posterior, corrected, maximum, perturbed, posterior_of
-from exafield.subsurface.progress import Say, silent
 from exafield.subsurface.site import Site
 
 

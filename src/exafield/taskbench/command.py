@@ -15,7 +15,7 @@ from exafield.run import RunError
 from exafield.suggestion import unknown
 from exafield.taskbench.experiments import EXPERIMENTS, swept
 from exafield.taskbench.flags import GRAPH, GRAPH_HELP, FlagError, count, number, parse, separate
-from exafield.taskbench.series import Kept, folder, measure, write
+from exafield.taskbench.series import Kept, measure, write
 
 FAILED, USAGE = 1, 2
 # Runs of one size on a machine that does nothing else differ by less than this factor; our choice.
@@ -184,6 +184,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _metg(argv: list[str]) -> int:
+    from exafield.subcommand import make_folder
     from exafield.taskbench.run import amount, peak
     from exafield.taskbench.run import cores as all_cores
 
@@ -218,7 +219,7 @@ def _metg(argv: list[str]) -> int:
     for case in cases.values():  # before anything is measured
         amount([replace(graph, iterations=1) for graph in case])
     out = Path(options.get("--out", "metg"))
-    folder(out)
+    make_folder(out)
     threads = min(cores, there)
 
     def rate() -> float:  # with more cores than are here, those of other machines count as if they were like this one
@@ -291,6 +292,7 @@ def _threshold(options: Mapping[str, str]) -> float:
 
 
 def _compare(argv: list[str]) -> int:
+    from exafield.subcommand import make_folder
     from exafield.taskbench import metg_files, plots
 
     files, options = separate(argv, ("--threshold", "--out"))
@@ -299,7 +301,7 @@ def _compare(argv: list[str]) -> int:
         raise RunError("exafield taskbench compare FILE...: which files?")
     sweeps = [sweep for file in files for sweep in metg_files.load(Path(file))]
     out = Path(options.get("--out", "."))
-    folder(out)
+    make_folder(out)
     print("engine          graph                         METG at efficiency")
     for sweep in sweeps:
         graph = sweep.graphs[0]

@@ -118,18 +118,6 @@ def _rough(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def folder(path: Path) -> None:
-    """Makes the folder of results, before what takes minutes.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {path}: cannot be made ({error.strerror})") from error
-
-
 def write(path: Path, text: str) -> None:
     """Writes a file.
 
