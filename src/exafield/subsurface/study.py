@@ -121,9 +121,14 @@ class Study:
         assert self.site.source is not None
         pumped = int(self.site.source.argmin())
         given = self.site.given_heads
-        return (
+        text = (
             f"heads fall to {heads[cell]:,.6g} m in cell {cell}, where {given.min():.6g} to {given.max():.6g} m are "
-            f"given at the boundary: the most is pumped from cell {pumped}, {-self.site.source[pumped]:,.0f} m3/d, and "
+            "given at the boundary"
+        )
+        if self.site.source[pumped] >= 0:  # nobody pumps
+            return f"{text}: check what flows in and out, and its unit"
+        return (
+            f"{text}: the most is pumped from cell {pumped}, {-self.site.source[pumped]:,.0f} m3/d, and "
             "transmissivities as these do not let so much through: check the unit of rates"
         )
 
