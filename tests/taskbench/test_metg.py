@@ -398,7 +398,7 @@ def test_every_sweep_is_announced_with_the_time_that_all_may_take(tmp_path, monk
     assert lines[-1] == "threads: engine 2 of 2, -imbalance 2.0 (5 of 5), at most about 30 s to go"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), EngineError("shared memory: a worker died")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
 def test_what_was_measured_before_the_end_is_kept(error, tmp_path, monkeypatch, capsys):
     def fake(engine, graphs, **options):
         if options["name"] == "shared":
@@ -414,6 +414,58 @@ def test_what_was_measured_before_the_end_is_kept(error, tmp_path, monkeypatch, 
     for name in ("metg.csv", "metg_thresholds.csv"):
         assert list(dict.fromkeys(row.partition(",")[0] for row in tables[name])) == ["engine", "serial", "threads"]
     assert f"broken off: 2 of 3 sweeps are in {tmp_path}/out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (EngineError("shared memory: a worker died"), "shared memory: a worker died"),
+        (EngineError("a task failed"), "shared: a task failed"),
+        (ImportError("not installed: pip install x"), "shared: not installed: pip install x"),
+        (RunError("more than the memory"), "shared: more than the memory"),
+    ],
+)
+def test_a_series_goes_on_without_an_engine_that_fails(error, said, tmp_path, monkeypatch, capsys):
+    def fake(engine, graphs, **options):
+        if options["name"] == "shared":
+            raise error
+        return made(*CURVE, engine=options["name"])
+
+    monkeypatch.setattr("exafield.taskbench.sweep.sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+    out = tmp_path / "out"
+    assert main(["metg", "--engine", "serial,shared,threads", "--out", str(out)]) == 1
+    assert said in capsys.readouterr().err.splitlines()
+    assert [sweep.engine for sweep in load(out / "metg.json")] == ["serial", "threads"]
+    with pytest.raises(type(error), match=str(error)):
+        main(["metg", "--engine", "shared", "--out", str(tmp_path / "alone")])
+    # The other ranks of a job may have been left anywhere.
+    monkeypatch.setattr("exafield.engine.mpi_job.driving", lambda: 2)
+    with pytest.raises(type(error), match=str(error)):
+        main(["metg", "--engine", "serial,shared,threads", "--out", str(out)])
+
+
+def test_serial_is_held_against_one_core(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def fake(engine, graphs, **options):
+        seen.append((options["name"], options["cores"], options["peak"], getattr(engine, "workers", None)))
+        return made(*CURVE, engine=options["name"])
+
+    monkeypatch.setattr("exafield.taskbench.sweep.sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda graphs, cores: 100.0 * cores)
+    monkeypatch.setattr("exafield.taskbench.run.cores", lambda: 4)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+    main(["metg", "--engine", "serial,threads", "--workers", "3", "--out", str(tmp_path)])
+    assert seen == [("serial", 1, 100.0, None), ("threads", 3, 300.0, 3)]
+    assert capsys.readouterr().out.splitlines()[:2] == ["peak of 1 core: 100 FLOP/s", "peak of 3 cores: 300 FLOP/s"]
+    assert [sweep.peak for sweep in load(tmp_path / "metg.json")] == [100.0, 300.0]
+    seen.clear()
+    main(["metg", "--engine", "serial", "--cores", "2", "--out", str(tmp_path)])
+    assert seen == [("serial", 2, 200.0, None)]
+    with pytest.raises(RunError, match="takes no workers"):
+        main(["metg", "--engine", "serial", "--workers", "3", "--out", str(tmp_path)])
 
 
 def test_experiments_vary_their_setting(tmp_path, monkeypatch):

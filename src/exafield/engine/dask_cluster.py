@@ -4,12 +4,13 @@ import logging
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from exafield.engine import EngineError
+from exafield.engine.resources import Places, cores
 from exafield.engine.signals import deferred
-from exafield.engine.spmd import cores
 from exafield.requirement import require
 
 # What workers may take to join [s], our choice.
@@ -43,7 +44,13 @@ def client(workers: int | None, address: str | None, threads: bool) -> Iterator[
         where: Any = address
         security, count = None, 1
         if address is None:
-            where, security = _own(stack, workers or len(cores()), threads)
+            try:
+                where, security = _own(stack, workers or len(cores()), threads)
+            except RuntimeError as error:
+                raise EngineError(
+                    f"dask does not start: {error} In a script, what starts it belongs under if __name__ == '__main__', "
+                    "since its workers import the script."
+                ) from error
             count = len(where.workers)
         try:
             made = stack.enter_context(Client(where, security=security, set_as_default=False))
@@ -102,3 +109,7 @@ def _settled(prompt: bool, dask_worker: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if prompt:
         dask_worker.batched_stream.interval = 0.0
+        dask_worker.executors["default"].shutdown()
+        dask_worker.executors["default"] = ThreadPoolExecutor(
+            dask_worker.state.nthreads, "exafield", initializer=Places()
+        )

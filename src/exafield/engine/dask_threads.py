@@ -10,8 +10,8 @@ from typing import Any
 from exafield.engine import Outcome, Session, Share
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena
+from exafield.engine.resources import Places, cores, peak_memory
 from exafield.engine.rowblocks import interleaved
-from exafield.engine.spmd import cores, peak_memory
 from exafield.requirement import require
 
 
@@ -35,7 +35,7 @@ class DaskThreadsEngine:
         """See :class:`exafield.engine.GraphEngine`."""
         require("dask", extra="dask")
         count = self.workers or len(cores())
-        pool = ThreadPoolExecutor(count, thread_name_prefix="exafield")
+        pool = ThreadPoolExecutor(count, thread_name_prefix="exafield", initializer=Places())
         try:
             yield _Threads(pool, count)
         finally:

@@ -1,5 +1,6 @@
 """What a process has of the machine."""
 
+import itertools
 import os
 import resource
 from contextlib import suppress
@@ -16,7 +17,21 @@ def peak_memory() -> int:
 
 
 def bind(rank: int) -> None:
-    """Keeps a rank on one core, so that its neighbours do not push it about."""
+    """Keeps the calling thread, that of a rank, on one core, so that its neighbours do not push it about."""
     own = cores()
     with suppress(OSError):
         os.sched_setaffinity(0, {own[rank % len(own)]})
+
+
+class Places:
+    """Keeps the threads of a pool on a core each: what each of them calls first.
+
+    Linux likes to wake a thread on the core of who wakes it. Then two of them take turns there while another core has
+    nothing to do, until that is noticed some milliseconds later.
+    """
+
+    def __init__(self) -> None:
+        self._next = itertools.count()
+
+    def __call__(self) -> None:
+        bind(next(self._next))

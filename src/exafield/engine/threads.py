@@ -12,10 +12,11 @@ from exafield.engine import EngineError, Outcome, Session, Share
 from exafield.engine.attempt import failed, mapped, todo
 from exafield.engine.graph import Work
 from exafield.engine.native import Arena
-from exafield.engine.spmd import peak_memory
+from exafield.engine.resources import Places, peak_memory
 from exafield.engine.workers import Workers
 
-_Key = tuple[int, int, int]
+# What runs a task: a function, and its row and column.
+_Call = tuple[Callable[[int, int, int], None], int, int]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ThreadEngine(Workers):
     @contextmanager
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
-        with ThreadPoolExecutor(self.count, thread_name_prefix="exafield") as pool:
+        with ThreadPoolExecutor(self.count, thread_name_prefix="exafield", initializer=Places()) as pool:
             yield _Threads(pool, self.count)
 
     def map(
@@ -50,58 +51,41 @@ class _Threads:
     def run(self, works: Sequence[Work], passes: int = 1) -> Outcome:
         """See :class:`exafield.engine.Session`."""
         arenas = [Arena(work, slots=None) for work in works]
-        # Only how many tasks each waits for changes from pass to pass.
-        tasks: dict[_Key, int] = {
-            (g, t, c): len(set(work.graph.inputs(t, c)))
-            + (work.body.scratch_bytes > 0 and c in work.graph.columns(t - 1))
-            for g, work in enumerate(works)
-            for t, c in work.graph.tasks()
-        }
-        after = {(g, t, c): self._after(works[g], t, c) for g, t, c in tasks}
+        # Tasks by number, graph by graph and row by row: lists are found faster than pairs and triples in dicts.
+        calls, after, waits = list[_Call](), list[list[tuple[int, int]]](), list[int]()
+        for work, arena in zip(works, arenas, strict=True):
+            _add(work, arena, calls, after, waits)
         elapsed, counts = [], {}
         for _ in range(passes):
             began = time.perf_counter()
-            counts = self._once(arenas, dict(tasks), after)
+            counts = self._once(calls, after, waits.copy())
             elapsed.append(time.perf_counter() - began)
         shares = tuple(Share(f"thread {n}", count, peak_memory()) for n, count in enumerate(counts.values()))
         return Outcome(tuple(elapsed), tuple(arena.last() for arena in arenas), shares)
 
-    @staticmethod
-    def _after(work: Work, t: int, column: int) -> list[tuple[int, int]]:
-        """The columns of row t + 1 that wait for task (t, column), and for how many of its counts."""
-        counts = dict.fromkeys(work.graph.consumers(t, column), 1)
-        if work.body.scratch_bytes and column in work.graph.columns(t + 1):
-            counts[column] = counts.get(column, 0) + 1  # the column's memory passes on as well
-        return list(counts.items())
+    def _once(self, calls: list[_Call], after: list[list[tuple[int, int]]], waits: list[int]) -> dict[int, int]:
+        """Runs every task: `waits` says for how many others each still waits. Returns how many each thread ran."""
+        lock, end, submit = Lock(), Event(), self._pool.submit
+        left, failure, counts = len(calls), None, dict[int, int]()
 
-    def _once(
-        self, arenas: list[Arena], missing: dict[_Key, int], after: dict[_Key, list[tuple[int, int]]]
-    ) -> dict[int, int]:
-        lock, end = Lock(), Event()
-        left, failure, counts = len(missing), None, dict[int, int]()
-
-        def work(key: _Key) -> None:
+        def work(following: int | None) -> None:
             nonlocal left, failure
             done = 0
-            following: _Key | None = key
             try:
                 while following is not None and failure is None:
-                    g, t, column = following
-                    arenas[g].run(t, column, column + 1)
+                    run, t, column = calls[following]
+                    run(t, column, column + 1)
                     done += 1
-                    following, others = None, []
+                    later, following = after[following], None
                     with lock:
-                        for later, count in after[g, t, column]:
-                            left_now = missing[g, t + 1, later] - count
-                            missing[g, t + 1, later] = left_now
-                            if not left_now:
+                        for task, count in later:
+                            waits[task] -= count
+                            if not waits[task]:
                                 # The first that is ready runs here and now, its inputs still in this core's cache.
                                 if following is None:
-                                    following = (g, t + 1, later)
+                                    following = task
                                 else:
-                                    others.append((g, t + 1, later))
-                    for other in others:
-                        self._pool.submit(work, other)
+                                    submit(work, task)
             except BaseException as error:
                 failure = error
                 end.set()
@@ -111,9 +95,33 @@ class _Threads:
                 if left <= 0:
                     end.set()
 
-        for key in [key for key, count in missing.items() if not count]:
-            self._pool.submit(work, key)
+        for task in [task for task, count in enumerate(waits) if not count]:
+            submit(work, task)
         end.wait()
         if failure is not None:
             raise failure
         return counts
+
+
+def _add(work: Work, arena: Arena, calls: list[_Call], after: list[list[tuple[int, int]]], waits: list[int]) -> None:
+    """Numbers the tasks of a graph.
+
+    Args:
+        calls: gets what runs each task.
+        after: gets the tasks of the next row that wait for each, and for how many of its counts.
+        waits: gets how many counts each waits for.
+    """
+    graph, scratch = work.graph, work.body.scratch_bytes > 0
+    for t in range(graph.steps):
+        columns, following = graph.columns(t), graph.columns(t + 1)
+        # The number of a column of the next row is this one's plus the rest of this row.
+        begin = len(calls) + len(columns) - following.start
+        after_row = []
+        for column in columns:
+            counts = dict.fromkeys(graph.consumers(t, column), 1)
+            if scratch and column in following:
+                counts[column] = counts.get(column, 0) + 1  # the column's memory passes on as well
+            after_row.append([(begin + later, count) for later, count in counts.items()])
+            waits.append(len(set(graph.inputs(t, column))) + (scratch and column in graph.columns(t - 1)))
+        calls.extend((arena.run, t, column) for column in columns)
+        after.extend(after_row)

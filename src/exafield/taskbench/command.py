@@ -55,7 +55,8 @@ Runs shorter and shorter tasks, and tells at which granularity (wall time x core
 threshold. Efficiency is the rate over the peak of this machine, which is measured with the same kernel first.
 
 {_ENGINE_HELP.format(which="what is measured, one or several [serial]")}\
-  --cores N        that count in granularity and in the peak [--workers, or all that this process may use]
+  --cores N        that count in granularity and in the peak [--workers, or all that this process may use; one for
+                   serial]
   --threshold X    efficiency that is asked for [0.5]
   --budget S       time for each engine, or for each point of an experiment [60]. Where 1000 steps do not fit into it,
                    fewer are run, and the result says so; with -steps a budget that is too small is refused
@@ -130,10 +131,15 @@ def main(argv: Sequence[str]) -> int:
         return USAGE
 
 
-def _made(name: str, options: Mapping[str, str]) -> Any:
-    """The engine of that name with the options that were given."""
+def _made(name: str, options: Mapping[str, str], alone: bool = True) -> Any:
+    """The engine of that name with the options that were given.
+
+    Args:
+        alone: what it does not take is an error; with others beside it, the number of workers is meant for those.
+    """
     given: dict[str, Any] = {}
-    if workers := count(options, "--workers"):
+    workers = count(options, "--workers")
+    if workers and (alone or SYSTEMS[name].takes("workers")):
         given["workers"] = workers
     if "--address" in options:
         given["address"] = options["--address"]
@@ -207,7 +213,9 @@ def _metg(argv: list[str]) -> int:
     workers = count(options, "--workers")
     cores = count(options, "--cores") or mpi_job.driving() or min(workers or there, there)
     names = _names(options)
-    made = {name: _made(name, options) for name in names}
+    made = {name: _made(name, options, len(names) == 1) for name in names}
+    # Who cannot have several workers is held against one core.
+    held = {name: cores if "--cores" in options or SYSTEMS[name].takes("workers") else 1 for name in names}
     graphs = swept(flags, experiment, cores)
     cases = {"": graphs}
     if experiment is not None:
@@ -220,25 +228,26 @@ def _metg(argv: list[str]) -> int:
         amount([replace(graph, iterations=1) for graph in case])
     out = Path(options.get("--out", "metg"))
     make_folder(out)
-    threads = min(cores, there)
 
-    def rate() -> float:  # with more cores than are here, those of other machines count as if they were like this one
+    def rate(cores: int) -> float:
+        threads = min(cores, there)  # cores of other machines count as if they were like these
         return peak(next(iter(cases.values())), threads) * cores / threads
 
-    before = rate()
+    peaks = {number: rate(number) for number in sorted({*held.values()})}
     kept = Kept(out, len(made) * len(cases), _progress)
     # What was given is run as it was given; that steps are 1,000 otherwise is only a convention.
     reduce = not any("-steps" in given or GRAPH in given for given in flags.given)
     with kept.saved():
-        refused = measure(
-            made, cases, kept, peak=before, cores=cores, budget=budget, largest=largest, reduce=reduce, say=_progress
+        missing = measure(
+            made, cases, kept, peaks=peaks, cores=held, budget=budget, largest=largest, reduce=reduce, say=_progress
         )
         if not kept.sweeps:
-            raise RunError(f"nothing could be measured within a budget of {budget:g} s")
+            raise RunError("nothing could be measured: the lines above say why")
         # Others that use the machine can only make it seem slower than it is.
-        best = max(before, rate())
-    kept.sweeps = sweeps = [replace(found, peak=best) for found in kept.sweeps]
-    print(f"peak of {cores} cores: {best:.4g} {sweeps[0].unit}")
+        peaks = {number: max(before, rate(number)) for number, before in peaks.items()}
+    kept.sweeps = sweeps = [replace(found, peak=peaks[held[found.engine]]) for found in kept.sweeps]
+    for number, best in peaks.items():
+        print(f"peak of {number} core{'s' if number > 1 else ''}: {best:.4g} {sweeps[0].unit}")
     for found in sweeps:
         what = f" {experiment.flag} {getattr(found.graphs[0], experiment.field)}" if experiment else ""
         metg_at = found.metg(threshold)
@@ -257,7 +266,7 @@ def _metg(argv: list[str]) -> int:
     kept.tables()
     _draw(out, sweeps, threshold, options.get("--experiment"))
     print(f"results and pictures: {out}{os.sep}")
-    return FAILED if refused else 0
+    return FAILED if missing else 0
 
 
 def _progress(text: str) -> None:

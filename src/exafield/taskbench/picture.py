@@ -139,6 +139,6 @@ def where_it_ran(sweeps: Sequence[Sweep]) -> str:
     """The processor, its cores and their peak."""
     if not sweeps:
         return ""
-    first = sweeps[0]
+    first = max(sweeps, key=lambda sweep: sweep.cores)
     processor = first.machine.get("processor", "unknown processor")
     return f"{processor}, {first.cores} cores, peak {first.peak:.3g} {first.unit}"

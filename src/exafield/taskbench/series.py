@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from exafield.engine import GraphEngine
+from exafield.engine import EngineError, GraphEngine, mpi_job
 from exafield.run import RunError
 from exafield.store import StoreError, atomic_write
 from exafield.taskbench import metg_files, sweep
@@ -59,8 +59,8 @@ def measure(
     cases: Mapping[str, Sequence[GraphFlags]],
     kept: Kept,
     *,
-    peak: float,
-    cores: int,
+    peaks: Mapping[int, float],
+    cores: Mapping[str, int],
     budget: float,
     largest: int | None,
     reduce: bool,
@@ -68,20 +68,24 @@ def measure(
 ) -> int:
     """Sweeps every engine on every case, and says before each how long the rest may take.
 
+    What cannot be measured is said, and the series goes on with what follows; not in an MPI job, whose ranks cannot be
+    relied upon after a failure.
+
     Args:
         engines: by name.
         cases: graphs, by what was varied in them, such as "-radix 3"; "" where nothing was.
         kept: gets the sweeps.
-        peak: see :func:`exafield.taskbench.sweep.sweep`, as for the others.
+        peaks: by number of cores, see :func:`exafield.taskbench.run.peak`.
+        cores: on how many each engine runs; for the others see :func:`exafield.taskbench.sweep.sweep`.
         budget: time for one sweep [s].
     Returns:
-        How many were refused since their budget is too small.
+        How many could not be measured.
     Raises:
-        BudgetError: so is that of the only one.
-        RunError: a file cannot be written, or a graph not be run.
-        EngineError: a system failed.
+        RunError: a file cannot be written, or the only sweep cannot be made, with its budget or at all.
+        EngineError: the system of the only sweep failed, or that of any in an MPI job.
+        ImportError: the system of the only sweep is not installed.
     """
-    refused, left = 0, len(engines) * len(cases)
+    missing, left = 0, len(engines) * len(cases)
     alone = left == 1
     for number, (name, made) in enumerate(engines.items(), 1):
         for point, (what, graphs) in enumerate(cases.items(), 1):
@@ -89,17 +93,18 @@ def measure(
             left -= 1
             try:
                 found = sweep.sweep(
-                    made, graphs, name=name, peak=peak, cores=cores, budget=budget, largest=largest, reduce=reduce,
-                    say=say,
+                    made, graphs, name=name, peak=peaks[cores[name]], cores=cores[name], budget=budget,
+                    largest=largest, reduce=reduce, say=say,
                 )  # fmt: skip
-            except sweep.BudgetError as error:
-                if alone:
+            except (RunError, EngineError, ImportError) as error:
+                if alone or (mpi_job.driving() and not isinstance(error, sweep.BudgetError)):
                     raise
-                say(str(error))
-                refused += 1
+                text = str(error)
+                say(text if text.startswith(name) else f"{name}: {text}")
+                missing += 1
                 continue
             kept.add(found)
-    return refused
+    return missing
 
 
 def _ahead(name: str, number: int, engines: int, what: str, point: int, points: int, seconds: float) -> str:
