@@ -48,8 +48,8 @@ def client(workers: int | None, address: str | None, threads: bool) -> Iterator[
                 where, security = _own(stack, workers or len(cores()), threads)
             except RuntimeError as error:
                 raise EngineError(
-                    f"dask does not start: {error} In a script, what starts it belongs under if __name__ == '__main__', "
-                    "since its workers import the script."
+                    f"dask does not start: {error} In a script, what starts it belongs under "
+                    "if __name__ == '__main__', since its workers import the script."
                 ) from error
             count = len(where.workers)
         try:

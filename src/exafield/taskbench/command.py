@@ -233,7 +233,7 @@ def _metg(argv: list[str]) -> int:
         threads = min(cores, there)  # cores of other machines count as if they were like these
         return peak(next(iter(cases.values())), threads) * cores / threads
 
-    peaks = {number: rate(number) for number in sorted({*held.values()})}
+    peaks = {n: rate(n) for n in sorted({*held.values()})}
     kept = Kept(out, len(made) * len(cases), _progress)
     # What was given is run as it was given; that steps are 1,000 otherwise is only a convention.
     reduce = not any("-steps" in given or GRAPH in given for given in flags.given)
@@ -244,10 +244,10 @@ def _metg(argv: list[str]) -> int:
         if not kept.sweeps:
             raise RunError("nothing could be measured: the lines above say why")
         # Others that use the machine can only make it seem slower than it is.
-        peaks = {number: max(before, rate(number)) for number, before in peaks.items()}
+        peaks = {n: max(before, rate(n)) for n, before in peaks.items()}
     kept.sweeps = sweeps = [replace(found, peak=peaks[held[found.engine]]) for found in kept.sweeps]
-    for number, best in peaks.items():
-        print(f"peak of {number} core{'s' if number > 1 else ''}: {best:.4g} {sweeps[0].unit}")
+    for n, best in peaks.items():
+        print(f"peak of {n} core{'s' if n > 1 else ''}: {best:.4g} {sweeps[0].unit}")
     for found in sweeps:
         what = f" {experiment.flag} {getattr(found.graphs[0], experiment.field)}" if experiment else ""
         metg_at = found.metg(threshold)
