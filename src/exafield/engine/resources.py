@@ -31,7 +31,9 @@ class Places:
     """
 
     def __init__(self) -> None:
-        self._next = itertools.count()
+        # Of who makes the pool: a thread that another one of the pool starts inherits that one's core, and sees no other.
+        self._cores = itertools.cycle(cores())
 
     def __call__(self) -> None:
-        bind(next(self._next))
+        with suppress(OSError):
+            os.sched_setaffinity(0, {next(self._cores)})
