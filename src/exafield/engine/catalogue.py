@@ -24,7 +24,8 @@ class System:
         all_rows: keeps the outputs of all rows in memory, where others keep two.
         options: for the adapter's constructor.
         slow: takes milliseconds or more for a task.
-        sample: tests of conformance run every n-th case of the covering selection; 0: the full product.
+        sample: tests of conformance run every n-th case of the covering selection, but with --heavy; 0: the full
+            product.
         install: how to have what no extra brings.
         address: what the option of that name takes, of a system that can be elsewhere; empty: there is no such option.
     """
