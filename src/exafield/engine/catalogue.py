@@ -24,8 +24,8 @@ class System:
         all_rows: keeps the outputs of all rows in memory, where others keep two.
         options: for the adapter's constructor.
         slow: takes milliseconds or more for a task.
-        sample: tests of conformance run every n-th case of the covering selection, but with --heavy; 0: the full
-            product.
+        sample: tests of conformance run every n-th case of the covering selection; with --engines the full product, if
+            this is at most 2.
         install: how to have what no extra brings.
         address: what the option of that name takes, of a system that can be elsewhere; empty: there is no such option.
     """
@@ -42,7 +42,7 @@ class System:
     all_rows: bool = False
     options: Mapping[str, Any] | None = None
     slow: bool = False
-    sample: int = 0
+    sample: int = 1
     install: str = ""
     address: str = ""
 
@@ -101,7 +101,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "dask": System(
         "dask_graphs:DaskEngine", "Dask distributed, blocks of a row", "distributed", "dask", "BSD-3-Clause",
-        maps=True, distributed=True, slow=True, sample=1, address=_DASK,
+        maps=True, distributed=True, slow=True, address=_DASK,
     ),
     "dask-delayed": System(
         "dask_graphs:DaskEngine", "Dask distributed, one delayed a task", "distributed", "dask", "BSD-3-Clause",
@@ -115,13 +115,13 @@ SYSTEMS: dict[str, System] = {
         "parsl_apps:ParslEngine", "Parsl, high-throughput executor", "parsl", "parsl", "Apache-2.0",
         maps=True, distributed=True, slow=True, sample=2, address=_PARSL,
     ),
-    "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0", sample=1),
+    "jax": System("jax_async:JaxEngine", "JAX, asynchronous dispatch", "jax", "jax", "Apache-2.0"),
     "jax-shards": System(
-        "jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0", sample=1
+        "jax_shards:ShardsEngine", "JAX, a compiled loop in shard_map", "jax", "jax", "Apache-2.0"
     ),
     "tensorflow": System(
         "tensorflow_graph:TensorFlowEngine", "TensorFlow, static graph", "tensorflow-cpu", "tensorflow", "Apache-2.0",
-        slow=True, sample=1,
+        slow=True,
     ),
     "ray": System(
         "ray_tasks:RayEngine", "Ray, tasks", "ray", "ray", "Apache-2.0",
@@ -163,11 +163,11 @@ SYSTEMS: dict[str, System] = {
     ),
     "joblib": System(
         "joblib_steps:JoblibEngine", "joblib (loky), a map a row", "joblib", "light", "BSD-3-Clause",
-        maps=True, slow=True, sample=1,
+        maps=True, slow=True,
     ),
     "mpi-futures": System(
         "mpi_futures:MpiFuturesEngine", "mpi4py.futures, central dispatcher", "mpi4py", "mpi", "BSD-3-Clause",
-        maps=True, distributed=True, sample=1,
+        maps=True, distributed=True,
     ),
     "mpi-prange": System(
         "mpi_prange:MpiPrangeEngine", "MPI and threads: mpi4py, numba's parallel loop in a rank", "mpi4py", "mpi",

@@ -31,7 +31,7 @@ class Places:
     """
 
     def __init__(self) -> None:
-        # Of who makes the pool: a thread that another one of the pool starts inherits that one's core, and sees no other.
+        # Looked up here, since a thread that another one of the pool starts inherits that one's core and sees no other.
         self._cores = itertools.cycle(cores())
 
     def __call__(self) -> None:
