@@ -419,7 +419,9 @@ def test_what_was_measured_before_the_end_is_kept(error, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (EngineError("shared memory: a worker died"), "shared memory: a worker died"),
+        (EngineError("shared memory: a worker died"), "shared: shared memory: a worker died"),
+        (BudgetError("shared: give --budget 5"), "shared: give --budget 5"),
+        (MemoryError(), "shared: MemoryError"),
         (EngineError("a task failed"), "shared: a task failed"),
         (ImportError("not installed: pip install x"), "shared: not installed: pip install x"),
         (RunError("more than the memory"), "shared: more than the memory"),
@@ -438,12 +440,35 @@ def test_a_series_goes_on_without_an_engine_that_fails(error, said, tmp_path, mo
     assert main(["metg", "--engine", "serial,shared,threads", "--out", str(out)]) == 1
     assert said in capsys.readouterr().err.splitlines()
     assert [sweep.engine for sweep in load(out / "metg.json")] == ["serial", "threads"]
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error)) as raised:
         main(["metg", "--engine", "shared", "--out", str(tmp_path / "alone")])
-    # The other ranks of a job may have been left anywhere.
+    assert raised.value is error
+    capsys.readouterr()
     monkeypatch.setattr("exafield.engine.mpi_job.driving", lambda: 2)
-    with pytest.raises(type(error), match=str(error)):
-        main(["metg", "--engine", "serial,shared,threads", "--out", str(out)])
+    job = ["metg", "--engine", "serial,shared,threads", "--out", str(tmp_path / "job")]
+    if isinstance(error, (RunError, ImportError)):  # found out before any rank was asked
+        assert main(job) == 1
+        return
+    with pytest.raises(type(error)):
+        main(job)
+    assert "broken off: 1 of 3 sweeps" in capsys.readouterr().err
+    assert (tmp_path / "job" / "metg.csv").exists()
+
+
+def test_a_system_that_is_not_installed_is_looked_for_once(tmp_path, monkeypatch, capsys):
+    def fake(engine, graphs, **options):
+        if options["name"] == "shared":
+            raise ImportError("not installed")
+        return made(*CURVE, engine=options["name"])
+
+    monkeypatch.setattr("exafield.taskbench.sweep.sweep", fake)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+    assert main(["metg", "--engine", "shared,threads", "--experiment", "radix", "--out", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("shared: not installed") == 1
+    assert "threads: engine 2 of 2, -radix 0 (1 of 10), at most about 10 min to go" in lines
+    assert len(load(tmp_path / "metg.json")) == 10
 
 
 def test_serial_is_held_against_one_core(tmp_path, monkeypatch, capsys):
@@ -511,6 +536,13 @@ def drawn(monkeypatch):
     seen = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path: (self.canvas.draw(), seen.append(self)))
     return seen
+
+
+def test_the_caption_names_the_peak_of_each_number_of_cores(drawn, tmp_path):
+    both = [made(*CURVE, cores=1, peak=50.0), made(*CURVE, engine="threads")]
+    plots.efficiency(tmp_path / "a.png", both)
+    (text,) = [t.get_text() for t in drawn[0].texts if "a processor" in t.get_text()]
+    assert text.startswith("a processor, 2 cores, peak 100 FLOP/s; 1 core, peak 50 FLOP/s")
 
 
 def test_bars_of_efficiency_are_the_intervals_of_the_mean_times(drawn, tmp_path):

@@ -43,23 +43,21 @@ def client(workers: int | None, address: str | None, threads: bool) -> Iterator[
         # What is not given is taken from Dask's own settings, such as certificates.
         where: Any = address
         security, count = None, 1
-        if address is None:
-            try:
-                where, security = _own(stack, workers or len(cores()), threads)
-            except RuntimeError as error:
-                raise EngineError(
-                    f"dask does not start: {error} In a script, what starts it belongs under "
-                    "if __name__ == '__main__', since its workers import the script."
-                ) from error
-            count = len(where.workers)
         try:
+            if address is None:
+                where, security = _own(stack, workers or len(cores()), threads)
+                count = len(where.workers)
             made = stack.enter_context(Client(where, security=security, set_as_default=False))
             made.wait_for_workers(count, timeout=_START)
         except (OSError, TimeoutError) as error:
             at = f" at {address}" if address is not None else ""
             raise EngineError(f"dask does not start{at}: {error}") from error
+        except RuntimeError as error:  # of workers, which import the script that starts them
+            raise EngineError(
+                f"dask does not start: {error} (if a script starts it: is that under if __name__ == '__main__'?)"
+            ) from error
         if address is None:
-            _settle(made, prompt=threads)
+            _settle(made, threads)
         yield made
 
 
@@ -91,25 +89,26 @@ def _own(stack: ExitStack, slots: int, threads: bool) -> tuple[Any, Any]:
         return stack.enter_context(cluster), security
 
 
-def _settle(made: Any, prompt: bool) -> None:
+def _settle(made: Any, threads: bool) -> None:
     """Settings of our own cluster that Dask has no options for.
 
     Args:
-        prompt: scheduler and workers tell each other at once what happened. They would do so every 5 and 2 ms, in
-            batches: good for many tasks that are ready, but every row of a graph would wait for both.
+        threads: it is for graphs that run on threads. Then scheduler and workers tell each other at once what happened.
+            They would do so every 5 and 2 ms, in batches: good for many tasks that are ready, but every row of a graph
+            would wait for both. And the threads are kept on a core each, those of an executor without what Dask's own
+            has for tasks that are clients themselves (`worker_client`): ours are not.
     """
-    if prompt:
+    if threads:
         for stream in made.cluster.scheduler.stream_comms.values():
             stream.interval = 0.0
-    made.run(_settled, prompt)
+    made.run(_settled, threads)
 
 
-def _settled(prompt: bool, dask_worker: Any) -> None:
+def _settled(threads: bool, dask_worker: Any) -> None:
     # Ctrl-C reaches all processes of a terminal; this one is ended by who started it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if prompt:
+    if threads:
         dask_worker.batched_stream.interval = 0.0
         dask_worker.executors["default"].shutdown()
-        dask_worker.executors["default"] = ThreadPoolExecutor(
-            dask_worker.state.nthreads, "exafield", initializer=Places()
-        )
+        count = dask_worker.state.nthreads
+        dask_worker.executors["default"] = ThreadPoolExecutor(count, "exafield", initializer=Places(count))

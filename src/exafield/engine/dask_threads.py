@@ -35,7 +35,7 @@ class DaskThreadsEngine:
         """See :class:`exafield.engine.GraphEngine`."""
         require("dask", extra="dask")
         count = self.workers or len(cores())
-        pool = ThreadPoolExecutor(count, thread_name_prefix="exafield", initializer=Places())
+        pool = ThreadPoolExecutor(count, thread_name_prefix="exafield", initializer=Places(count))
         try:
             yield _Threads(pool, count)
         finally:

@@ -24,16 +24,20 @@ def bind(rank: int) -> None:
 
 
 class Places:
-    """Keeps the threads of a pool on a core each: what each of them calls first.
+    """Keeps the threads of a pool on a core each, if there is one for every core: what each of them calls first.
+
+    With fewer, two pools would meet on the same cores while others have nothing to do.
 
     Linux likes to wake a thread on the core of who wakes it. Then two of them take turns there while another core has
     nothing to do, until that is noticed some milliseconds later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         # Looked up here, since a thread that another one of the pool starts inherits that one's core and sees no other.
-        self._cores = itertools.cycle(cores())
+        own = cores()
+        self._cores = itertools.cycle(own) if count >= len(own) else None
 
     def __call__(self) -> None:
-        with suppress(OSError):
-            os.sched_setaffinity(0, {next(self._cores)})
+        if self._cores is not None:
+            with suppress(OSError):  # the core is no longer ours
+                os.sched_setaffinity(0, {next(self._cores)})

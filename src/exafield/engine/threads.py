@@ -26,7 +26,7 @@ class ThreadEngine(Workers):
     @contextmanager
     def open(self) -> Iterator[Session]:
         """See :class:`exafield.engine.GraphEngine`."""
-        with ThreadPoolExecutor(self.count, thread_name_prefix="exafield", initializer=Places()) as pool:
+        with ThreadPoolExecutor(self.count, thread_name_prefix="exafield", initializer=Places(self.count)) as pool:
             yield _Threads(pool, self.count)
 
     def map(
@@ -76,7 +76,7 @@ class _Threads:
                     run, t, column = calls[following]
                     run(t, column, column + 1)
                     done += 1
-                    later, following = after[following], None
+                    later, following, others = after[following], None, []
                     with lock:
                         for task, count in later:
                             waits[task] -= count
@@ -85,7 +85,9 @@ class _Threads:
                                 if following is None:
                                     following = task
                                 else:
-                                    submit(work, task)
+                                    others.append(task)
+                    for task in others:
+                        submit(work, task)
             except BaseException as error:
                 failure = error
                 end.set()
@@ -97,7 +99,12 @@ class _Threads:
 
         for task in [task for task, count in enumerate(waits) if not count]:
             submit(work, task)
-        end.wait()
+        if not calls:
+            end.set()
+        try:
+            end.wait()
+        except BaseException as error:
+            failure = error  # stops the threads: a chain of tasks that run one after the other would go on to its end
         if failure is not None:
             raise failure
         return counts

@@ -55,8 +55,8 @@ Runs shorter and shorter tasks, and tells at which granularity (wall time x core
 threshold. Efficiency is the rate over the peak of this machine, which is measured with the same kernel first.
 
 {_ENGINE_HELP.format(which="what is measured, one or several [serial]")}\
-  --cores N        that count in granularity and in the peak [--workers, or all that this process may use; one for
-                   serial]
+  --cores N        that count in granularity and in the peak [--workers, or all that this process may use; for serial
+                   one]
   --threshold X    efficiency that is asked for [0.5]
   --budget S       time for each engine, or for each point of an experiment [60]. Where 1000 steps do not fit into it,
                    fewer are run, and the result says so; with -steps a budget that is too small is refused
@@ -65,8 +65,8 @@ threshold. Efficiency is the rate over the peak of this machine, which is measur
                    communication: how 16 to 65536 bytes a dependency are hidden (spread, radix 5, 4 graphs)
                    imbalance: how tasks that are 0 to 2 times as long are evened out (nearest, radix 5, 4 graphs)
 
-Default flags here: -steps 1000, -type stencil_1d, -kernel compute_bound, -width: as many columns as cores, in
-experiments at least 16. -iter is that of the longest tasks [64 times as long as a bare task].
+Default flags here: -steps 1000, -type stencil_1d, -kernel compute_bound, -width: as many columns as --workers
+or cores, in experiments at least 16. -iter is that of the longest tasks [64 times as long as a bare task].
 
 {GRAPH_HELP}"""
 
@@ -244,7 +244,7 @@ def _metg(argv: list[str]) -> int:
         if not kept.sweeps:
             raise RunError("nothing could be measured: the lines above say why")
         # Others that use the machine can only make it seem slower than it is.
-        peaks = {n: max(before, rate(n)) for n, before in peaks.items()}
+        peaks = {n: max(peaks[n], rate(n)) for n in sorted({held[found.engine] for found in kept.sweeps})}
     kept.sweeps = sweeps = [replace(found, peak=peaks[held[found.engine]]) for found in kept.sweeps]
     for n, best in peaks.items():
         print(f"peak of {n} core{'s' if n > 1 else ''}: {best:.4g} {sweeps[0].unit}")

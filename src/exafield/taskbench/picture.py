@@ -136,9 +136,10 @@ def what_ran(sweeps: Sequence[Sweep]) -> str:
 
 
 def where_it_ran(sweeps: Sequence[Sweep]) -> str:
-    """The processor, its cores and their peak."""
+    """The processor, and the peak of as many of its cores as were used."""
     if not sweeps:
         return ""
-    first = max(sweeps, key=lambda sweep: sweep.cores)
-    processor = first.machine.get("processor", "unknown processor")
-    return f"{processor}, {first.cores} cores, peak {first.peak:.3g} {first.unit}"
+    processor = sweeps[0].machine.get("processor", "unknown processor")
+    peaks = {sweep.cores: f"{sweep.peak:.3g} {sweep.unit}" for sweep in sweeps}
+    texts = [f"{n} core{'s' if n > 1 else ''}, peak {peak}" for n, peak in sorted(peaks.items(), reverse=True)]
+    return "; ".join([f"{processor}, {texts[0]}", *texts[1:]])

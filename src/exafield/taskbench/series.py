@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from exafield.engine import EngineError, GraphEngine, mpi_job
+from exafield.engine import GraphEngine, mpi_job
 from exafield.run import RunError
 from exafield.store import StoreError, atomic_write
 from exafield.taskbench import metg_files, sweep
@@ -68,8 +68,8 @@ def measure(
 ) -> int:
     """Sweeps every engine on every case, and says before each how long the rest may take.
 
-    What cannot be measured is said, and the series goes on with what follows; not in an MPI job, whose ranks cannot be
-    relied upon after a failure.
+    What cannot be measured is said, and the series goes on with what follows; but a system that fails in an MPI job
+    ends it, as ranks may be anywhere then.
 
     Args:
         engines: by name.
@@ -81,9 +81,8 @@ def measure(
     Returns:
         How many could not be measured.
     Raises:
-        RunError: a file cannot be written, or the only sweep cannot be made, with its budget or at all.
-        EngineError: the system of the only sweep failed, or that of any in an MPI job.
-        ImportError: the system of the only sweep is not installed.
+        RunError: a file cannot be written.
+        Exception: what ended the only sweep, or one in an MPI job but for RunError and ImportError.
     """
     missing, left = 0, len(engines) * len(cases)
     alone = left == 1
@@ -96,13 +95,17 @@ def measure(
                     made, graphs, name=name, peak=peaks[cores[name]], cores=cores[name], budget=budget,
                     largest=largest, reduce=reduce, say=say,
                 )  # fmt: skip
-            except (RunError, EngineError, ImportError) as error:
-                if alone or (mpi_job.driving() and not isinstance(error, sweep.BudgetError)):
+            except Exception as error:
+                if alone or (mpi_job.driving() and not isinstance(error, (RunError, ImportError))):
                     raise
-                text = str(error)
-                say(text if text.startswith(name) else f"{name}: {text}")
-                missing += 1
-                continue
+                text = str(error) or type(error).__name__
+                say(text if text.startswith(f"{name}:") else f"{name}: {text}")
+                if not isinstance(error, ImportError):
+                    missing += 1
+                    continue
+                missing += 1 + len(cases) - point  # nor can its other points
+                left -= len(cases) - point
+                break
             kept.add(found)
     return missing
 
