@@ -62,6 +62,10 @@ class System:
     @property
     def version(self) -> str | None:
         """The installed version; None if it is not installed."""
+        if self.distribution == "starpu":  # a library that is not Python's
+            from exafield.engine.starpu_library import version
+
+            return version()
         if self.distribution is None:
             import platform
 

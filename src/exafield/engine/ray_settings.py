@@ -1,5 +1,6 @@
 """What Ray reads from the environment."""
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
+def _never(record: logging.LogRecord) -> bool:
+    return False
+
+
 @contextmanager
 def settings(folder: str, address: str | None) -> Iterator[None]:
     """What Ray reads from the environment, and what it changes in this process, as long as it is up."""
@@ -22,6 +27,7 @@ def settings(folder: str, address: str | None) -> Iterator[None]:
     # What a run needs is estimated before it: no monitor is to kill workers since others use the machine's memory.
     changed = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
     clusters = constants.ENABLE_RAY_CLUSTER
+    says = logging.getLogger("ray._private.authentication.authentication_token_setup")
     if address is None or address.startswith(("127.", "localhost:")):
         # Ray takes the machine's outer address for 127.0.0.1, and then listens on all, unless told that there can be
         # no cluster; as it does by itself where clusters are not supported. Our own processes read the environment.
@@ -33,11 +39,14 @@ def settings(folder: str, address: str | None) -> Iterator[None]:
         path.touch(0o600)
         path.write_text(_token())
         changed["RAY_AUTH_TOKEN_PATH"] = str(path)
+        # Ray would say that there is a token, and how to do without.
+        says.addFilter(_never)
     before = {name: os.environ.get(name) for name in changed | {"RAY_AUTH_MODE": ""}}
     os.environ.update(changed)
     try:
         yield
     finally:
+        says.removeFilter(_never)
         constants.ENABLE_RAY_CLUSTER = clusters
         for name, value in before.items():
             os.environ.pop(name, None)

@@ -16,6 +16,17 @@ def _found() -> ctypes.CDLL:
     raise ImportError("this needs the library libstarpu-1.3.so, which is not installed: apt install libstarpu-dev")
 
 
+def version() -> str | None:
+    """Its version; None if it is not installed."""
+    try:
+        library = _found()
+    except ImportError:
+        return None
+    parts = [ctypes.c_int() for _ in range(3)]
+    library.starpu_get_version(*map(ctypes.byref, parts))
+    return ".".join(str(part.value) for part in parts)
+
+
 class Library:
     """The library, loaded.
 

@@ -15,7 +15,7 @@ from exafield.run import RunError
 from exafield.suggestion import unknown
 from exafield.taskbench.experiments import EXPERIMENTS, swept
 from exafield.taskbench.flags import GRAPH, GRAPH_HELP, FlagError, count, number, parse, separate
-from exafield.taskbench.series import Kept, measure, write
+from exafield.taskbench.series import JSON, Kept, measure, write
 
 FAILED, USAGE = 1, 2
 # Runs of one size on a machine that does nothing else differ by less than this factor; our choice.
@@ -153,7 +153,9 @@ def _made(name: str, options: Mapping[str, str], alone: bool = True) -> Any:
 
 
 def _names(options: Mapping[str, str]) -> list[str]:
-    names = options.get("--engine", "serial").split(",")
+    names = [name for name in options.get("--engine", "serial").split(",") if name]
+    if not names:
+        raise FlagError('error: Flag "--engine" names no engine')
     for name in names:
         if name not in SYSTEMS:
             raise RunError(unknown("engine", name, SYSTEMS))
@@ -212,6 +214,8 @@ def _metg(argv: list[str]) -> int:
     there = all_cores()
     workers = count(options, "--workers")
     cores = count(options, "--cores") or mpi_job.driving() or min(workers or there, there)
+    if cores > there:
+        _progress(f"{cores} cores count, but here are {there}: the peak takes the others to be elsewhere, and alike")
     names = _names(options)
     made = {name: _made(name, options, len(names) == 1) for name in names}
     # Who cannot have several workers is held against one core.
@@ -253,6 +257,8 @@ def _metg(argv: list[str]) -> int:
         metg_at = found.metg(threshold)
         fewer = f" ({found.graphs[0].steps} steps)" if found.graphs[0].steps != graphs[0].steps else ""
         print(f"{found.engine}{what}: METG({threshold:.0%}) {metg_at}{fewer}")
+        if metg_at.seconds is None and metg_at.best == found.efficiencies()[0]:
+            _progress(f"{found.engine}: its longest tasks are its most efficient: longer ones need a larger --budget")
         if metg_at.best > 1.1:
             _progress(
                 f"{found.engine}: efficiency up to {metg_at.best:.0%}: was the machine busy when its peak was measured?"
@@ -309,6 +315,12 @@ def _compare(argv: list[str]) -> int:
     if not files:
         raise RunError("exafield taskbench compare FILE...: which files?")
     sweeps = [sweep for file in files for sweep in metg_files.load(Path(file))]
+    if len({sweep.engine for sweep in sweeps}) < len(sweeps) and len(files) > 1:
+        sweeps = [
+            replace(sweep, engine=f"{sweep.engine} ({_short(Path(file))})")
+            for file in files
+            for sweep in metg_files.load(Path(file))
+        ]
     out = Path(options.get("--out", "."))
     make_folder(out)
     print("engine          graph                         METG at efficiency")
@@ -323,8 +335,15 @@ def _compare(argv: list[str]) -> int:
     return 0
 
 
+def _short(path: Path) -> str:
+    """A file as labels call it: most are named alike, in folders of their own."""
+    return path.resolve().parent.name if path.name == JSON else path.stem
+
+
 def _engines(argv: list[str]) -> int:
-    separate(argv, ())
+    rest, _ = separate(argv, ())
+    if rest:
+        raise FlagError(f'error: Unexpected "{rest[0]}": exafield taskbench engines takes nothing')
     rows = [("engine", "version", "native", "Python", "graphs", "machines", "licence")]
     notes = [""]
     for name, system in SYSTEMS.items():

@@ -1,9 +1,12 @@
 """What all plots of METG have in common: a figure, colours, axes of durations, and what was measured where."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exafield.run import RunError
 from exafield.taskbench.metg import Metg, Sweep, duration
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class Picture:
             self._figure.set_figheight(max(5.0, 0.8 + 0.17 * len(names)))
             self._figure.legend(loc="outside right center", fontsize=8, frameon=False, handlelength=4.2)
         self._figure.supxlabel(self._below, fontsize=6.5, color=GREY, x=0.01, ha="left")
-        self._figure.savefig(self._path)
+        save(self._figure, self._path)
 
 
 def blank(size: tuple[float, float]) -> Any:
@@ -125,21 +128,48 @@ def what_ran(sweeps: Sequence[Sweep]) -> str:
     """What was run, as far as it is the same in all."""
     if not sweeps:
         return ""
-    first, count = sweeps[0].graphs[0], len(sweeps[0].graphs)
-    parts = [f"{count} × {first.type}" if count > 1 else first.type]
+    first = sweeps[0].graphs[0]
+    kinds = {kind(sweep) for sweep in sweeps}
+    parts = [kinds.pop() if len(kinds) == 1 else "different graphs"]
     for name in ("radix", "width", "steps", "output", "imbalance"):
         values = {getattr(sweep.graphs[0], name) for sweep in sweeps}
         shown = name != "radix" or first.type in ("nearest", "spread", "random_nearest", "random_spread")
         if len(values) == 1 and shown and not (name == "imbalance" and values == {0.0}):
             parts.append(f"{name} {values.pop()}{' B' if name == 'output' else ''}")
-    return ", ".join([*parts, first.kernel])
+    kernels = dict.fromkeys(sweep.graphs[0].kernel for sweep in sweeps)
+    return ", ".join([*parts, " and ".join(kernels)])
+
+
+def kind(sweep: Sweep) -> str:
+    """The type of its graphs, and how many there are."""
+    count, type_ = len(sweep.graphs), sweep.graphs[0].type
+    return f"{count} × {type_}" if count > 1 else type_
 
 
 def where_it_ran(sweeps: Sequence[Sweep]) -> str:
-    """The processor, and the peak of as many of its cores as were used."""
+    """The processors, and the peaks of as many of their cores as were used."""
     if not sweeps:
         return ""
-    processor = sweeps[0].machine.get("processor", "unknown processor")
-    peaks = {sweep.cores: f"{sweep.peak:.3g} {sweep.unit}" for sweep in sweeps}
-    texts = [f"{n} core{'s' if n > 1 else ''}, peak {peak}" for n, peak in sorted(peaks.items(), reverse=True)]
-    return "; ".join([f"{processor}, {texts[0]}", *texts[1:]])
+    processors = dict.fromkeys(sweep.machine.get("processor", "unknown processor") for sweep in sweeps)
+    texts = []
+    for n in sorted({sweep.cores for sweep in sweeps}, reverse=True):
+        peaks = sorted(
+            {f"{sweep.peak:.3g}": sweep.peak for sweep in sweeps if sweep.cores == n}.items(), key=itemgetter(1)
+        )
+        ends = " to ".join(dict.fromkeys((peaks[0][0], peaks[-1][0])))
+        texts.append(f"{n} core{'s' if n > 1 else ''}, peak {ends} {sweeps[0].unit}")
+    return "; ".join([f"{' and '.join(processors)}, {texts[0]}", *texts[1:]])
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a picture.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # a part of it
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error

@@ -14,10 +14,12 @@ from exafield.taskbench.picture import (
     blank,
     duration_axis,
     interval_bar,
+    kind,
     look,
     looks,
     microseconds,
     rank,
+    save,
     what_ran,
     where_it_ran,
 )  # fmt: skip
@@ -81,11 +83,12 @@ def rate(path: Path, sweeps: Sequence[Sweep], label: Label | None = None) -> Non
                 label=label(sweep) if label else _row(sweep, sweeps),
                 **style,
             )
-        for peak in sorted({sweep.peak for sweep in sweeps}):
+        for cores, peak in sorted({(sweep.cores, sweep.peak) for sweep in sweeps}):
             axis.axhline(peak, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+            axis.annotate(f"peak of {cores} core{'s' if cores > 1 else ''}", (0.01, peak),
+                          xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", fontsize=8,
+                          color=GREY)  # fmt: skip
         if sweeps:
-            axis.annotate("peak", (0.01, max(s.peak for s in sweeps)), xycoords=("axes fraction", "data"),
-                          xytext=(0, 3), textcoords="offset points", fontsize=8, color=GREY)  # fmt: skip
             axis.set_ylabel(f"{sweeps[0].graphs[0].kernel} [{sweeps[0].unit}]")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -158,7 +161,9 @@ def against(
 def thresholds(path: Path, sweeps: Sequence[Sweep]) -> None:
     """Draws METG against the efficiency that is asked for, 5 to 95 %, with 95 % intervals as bands."""
     sweeps = _ranked(sweeps)[::-1]  # the highest line first
-    with Picture(path, "METG against the efficiency that is asked for", sweeps) as axis:
+    bound = any(sweep.metg(THRESHOLDS[0], resamples=0).bound for sweep in sweeps)
+    note = "hollow: at most" if bound else ""
+    with Picture(path, "METG against the efficiency that is asked for", sweeps, note) as axis:
         for style, sweep in looks(sweeps):
             there = [metg for metg in sweep.metgs(THRESHOLDS) if metg.seconds is not None]
             x = [metg.threshold * 100 for metg in there]
@@ -166,7 +171,11 @@ def thresholds(path: Path, sweeps: Sequence[Sweep]) -> None:
             bounds = sum(metg.bound for metg in there)
             first = max(0, bounds - 1)
             name = _row(sweep, sweeps) + ("" if there else " (never reaches 5%)")
-            axis.plot(x[first:], [microseconds(metg) for metg in there[first:]], label=name, **style)
+            heights = [microseconds(metg) for metg in there[first:]]
+            axis.plot(x[first:], heights, label=name, **style)
+            if bounds:
+                hollow = style | {"markerfacecolor": "white", "linestyle": "none", "zorder": 3.2}
+                axis.plot(x[first : first + 1], heights[:1], **hollow)
             known = [(metg, metg.interval) for metg in there[first:] if metg.interval is not None]
             known = [(metg, ends) for metg, ends in known if ends[1] != float("inf")]
             axis.fill_between(
@@ -234,7 +243,7 @@ def compare(path: Path, sweeps: Sequence[Sweep], threshold: float = 0.5) -> None
     note = f"grey: published, {published.MACHINE}, one node" if len(rows) > ours else ""
     figure.supxlabel(f"{where_it_ran(sweeps)}\n{note}".strip(), fontsize=6.5, color=GREY, x=0.99, ha="right",
                      multialignment="right")  # fmt: skip
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _ranked(sweeps: Sequence[Sweep], threshold: float = 0.5) -> list[Sweep]:
@@ -246,13 +255,13 @@ def _row(sweep: Sweep, sweeps: Sequence[Sweep]) -> str:
     """The engine's name, with what tells it apart from others of that name."""
     if len({s.engine for s in sweeps}) == len(sweeps):
         return sweep.engine
-    graph = sweep.graphs[0]
-    parts = [f"{sweep.engine}"]
-    for text, of in (("type", lambda s: s.graphs[0].type), ("radix", lambda s: s.graphs[0].radix),
-                     ("width", lambda s: s.graphs[0].width), ("output", lambda s: s.graphs[0].output),
-                     ("imbalance", lambda s: s.graphs[0].imbalance)):  # fmt: skip
-        if len({of(s) for s in sweeps}) > 1:
-            parts.append(f"{text} {getattr(graph, text)}")
+    parts = [sweep.engine]
+    if len({kind(each) for each in sweeps}) > 1:
+        parts.append(kind(sweep))
+    for name in ("kernel", "radix", "width", "steps", "output", "imbalance"):
+        value = getattr(sweep.graphs[0], name)
+        if len({getattr(each.graphs[0], name) for each in sweeps}) > 1 and not (name == "imbalance" and value == 0.0):
+            parts.append(value if name == "kernel" else f"{name} {value:g}")
     return ", ".join(parts)
 
 

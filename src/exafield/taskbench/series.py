@@ -12,6 +12,11 @@ from exafield.taskbench.flags import GraphFlags
 from exafield.taskbench.metg import Sweep
 
 JSON = "metg.json"
+# What a series and its pictures are kept in.
+_RESULTS = (
+    JSON, "metg*.csv", "efficiency.png", "rate.png", "compare.png", "thresholds.png", "communication.png",
+    "imbalance.png", "metg_*.png",
+)  # fmt: skip
 
 
 class Kept:
@@ -28,7 +33,14 @@ class Kept:
         self._folder, self._planned, self._say = folder, planned, say
 
     def add(self, found: Sweep) -> None:
-        """Keeps one more, in the file as well: whatever ends this process, what was measured is there."""
+        """Keeps one more, in the file as well: whatever ends this process, what was measured is there.
+
+        What an earlier series left in the folder goes with the first one, so that nothing there is of another.
+        """
+        if not self.sweeps:
+            for path in [path for pattern in _RESULTS for path in self._folder.glob(pattern)]:
+                with suppress(OSError):
+                    path.unlink()
         self.sweeps.append(found)
         write(self._folder / JSON, metg_files.to_json(self.sweeps) + "\n")
 
