@@ -16,6 +16,7 @@ from exafield.taskbench.flags import GraphFlags
 from exafield.taskbench.metg import Metg, Sample, Sweep, duration, rule
 from exafield.taskbench.metg_files import from_json, load, thresholds_to_csv, to_csv, to_json
 from exafield.taskbench.run import amount, peak
+from exafield.taskbench.series import Kept
 from exafield.taskbench.sweep import BudgetError, sweep
 
 GRAPH = GraphFlags(steps=10, width=2, type="stencil_1d", kernel="compute_bound")
@@ -471,6 +472,45 @@ def test_a_system_that_is_not_installed_is_looked_for_once(tmp_path, monkeypatch
     assert len(load(tmp_path / "metg.json")) == 10
 
 
+def test_a_series_replaces_an_earlier_one_and_nothing_else(tmp_path):
+    kept = Kept(tmp_path, 2, print)
+    old = ("metg.json", "metg.csv", "efficiency.png", "metg_radix.png", "imbalance.png")
+    for name in (*old, "metg_mine.csv", "metg_mine.png"):
+        (tmp_path / name).write_text("old")
+    assert (tmp_path / "metg.json").read_text() == "old"  # nothing is lost as long as nothing is there instead
+    kept.add(made(*CURVE))
+    assert {path.name for path in tmp_path.iterdir()} == {"metg.json", "metg_mine.csv", "metg_mine.png"}
+    (tmp_path / "metg.csv").write_text("of this series")
+    kept.add(made(*CURVE, engine="threads"))
+    assert (tmp_path / "metg.csv").exists()
+
+
+def test_files_with_the_same_engines_are_told_apart(tmp_path, monkeypatch, capsys):
+    for folder in ("laptop", "cluster"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "metg.json").write_text(to_json([made(*CURVE)]))
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "laptop/metg.json", "cluster/metg.json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" stencil_1d")[0].strip() for line in lines[1:3]] == ["serial (laptop)", "serial (cluster)"]
+    assert main(["compare", "laptop/metg.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("serial  ")
+
+
+def test_more_cores_than_there_are_and_too_small_budgets_are_said(tmp_path, monkeypatch, capsys):
+    slow = made((100.0, 101.0), (90.0, 90.0))
+    monkeypatch.setattr("exafield.taskbench.sweep.sweep", lambda *arguments, **options: slow)
+    monkeypatch.setattr("exafield.taskbench.run.peak", lambda *arguments: 100.0)
+    monkeypatch.setattr("exafield.taskbench.run.cores", lambda: 2)
+    monkeypatch.setattr("exafield.taskbench.command._draw", lambda *arguments: None)
+    main(["metg", "--cores", "3", "--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "3 cores count, but here are 2" in said
+    assert "longer ones need a larger --budget" in said
+    main(["metg", "--cores", "2", "--out", str(tmp_path)])
+    assert "cores count" not in capsys.readouterr().err
+
+
 def test_serial_is_held_against_one_core(tmp_path, monkeypatch, capsys):
     seen = []
 
@@ -536,6 +576,23 @@ def drawn(monkeypatch):
     seen = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path: (self.canvas.draw(), seen.append(self)))
     return seen
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"cannot write .*nowhere/a.png: No such file or directory"):
+        plots.compare(tmp_path / "nowhere" / "a.png", [made(*CURVE)])
+    with pytest.raises(RunError, match=r"cannot write .*nowhere/a.png: No such file or directory"):
+        plots.efficiency(tmp_path / "nowhere" / "a.png", [made(*CURVE)])
+
+
+def test_what_differs_is_not_in_the_title_but_in_the_labels(drawn, tmp_path):
+    other = replace(GRAPH, type="nearest", kernel="load_imbalance")
+    plots.efficiency(tmp_path / "a.png", [made(*CURVE), made(*CURVE, graphs=(other,) * 4)])
+    (axis,) = drawn[0].axes
+    assert "different graphs" in axis.get_title(loc="left")
+    assert sorted(axis.get_legend_handles_labels()[1]) == [
+        "serial, 4 × nearest, load_imbalance", "serial, stencil_1d, compute_bound",
+    ]  # fmt: skip
 
 
 def test_the_caption_names_the_peak_of_each_number_of_cores(drawn, tmp_path):

@@ -534,6 +534,8 @@ def test_help(capsys):
         (["rnu"], "did you mean 'taskbench run'"),
         (["run", "--engine", "seriall"], "unknown engine 'seriall': did you mean 'serial'"),
         (["metg", "--engine", "serial,thread"], "unknown engine 'thread': did you mean 'threads'"),
+        (["metg", "--engine", ","], "--engine names no engine"),
+        (["engines", "mpi"], "takes nothing, got 'mpi'"),
         (["metg", "-kernel", "empty"], "give -kernel"),
         (["run", "--workers", "2"], "workers"),
         (["compare"], "which files"),

@@ -155,7 +155,7 @@ def _made(name: str, options: Mapping[str, str], alone: bool = True) -> Any:
 def _names(options: Mapping[str, str]) -> list[str]:
     names = [name for name in options.get("--engine", "serial").split(",") if name]
     if not names:
-        raise FlagError('error: Flag "--engine" names no engine')
+        raise RunError("--engine names no engine")
     for name in names:
         if name not in SYSTEMS:
             raise RunError(unknown("engine", name, SYSTEMS))
@@ -314,21 +314,23 @@ def _compare(argv: list[str]) -> int:
     threshold = _threshold(options)
     if not files:
         raise RunError("exafield taskbench compare FILE...: which files?")
-    sweeps = [sweep for file in files for sweep in metg_files.load(Path(file))]
-    if len({sweep.engine for sweep in sweeps}) < len(sweeps) and len(files) > 1:
+    found = {file: metg_files.load(Path(file)) for file in files}
+    sweeps = [sweep for own in found.values() for sweep in own]
+    if len({sweep.engine for sweep in sweeps}) < len(sweeps) and len(found) > 1:
         sweeps = [
             replace(sweep, engine=f"{sweep.engine} ({_short(Path(file))})")
-            for file in files
-            for sweep in metg_files.load(Path(file))
+            for file, own in found.items()
+            for sweep in own
         ]
     out = Path(options.get("--out", "."))
     make_folder(out)
-    print("engine          graph                         METG at efficiency")
+    wide = max(15, *(len(sweep.engine) for sweep in sweeps))
+    print(f"{'engine':{wide}s} graph                         METG at efficiency")
     for sweep in sweeps:
         graph = sweep.graphs[0]
         kind = f"{len(sweep.graphs)} x {graph.type}" if len(sweep.graphs) > 1 else graph.type
         what = f"{kind}, radix {graph.radix}, {graph.output} B"
-        print(f"{sweep.engine:15s} {what:29s} {threshold:.0%}: {sweep.metg(threshold)}")
+        print(f"{sweep.engine:{wide}s} {what:29s} {threshold:.0%}: {sweep.metg(threshold)}")
     plots.compare(out / "compare.png", sweeps, threshold)
     plots.efficiency(out / "efficiency.png", sweeps, threshold)
     print(f"pictures: {out / 'compare.png'}, {out / 'efficiency.png'}")
@@ -343,7 +345,7 @@ def _short(path: Path) -> str:
 def _engines(argv: list[str]) -> int:
     rest, _ = separate(argv, ())
     if rest:
-        raise FlagError(f'error: Unexpected "{rest[0]}": exafield taskbench engines takes nothing')
+        raise RunError(f"exafield taskbench engines takes nothing, got {rest[0]!r}")
     rows = [("engine", "version", "native", "Python", "graphs", "machines", "licence")]
     notes = [""]
     for name, system in SYSTEMS.items():

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,11 +152,9 @@ def where_it_ran(sweeps: Sequence[Sweep]) -> str:
     processors = dict.fromkeys(sweep.machine.get("processor", "unknown processor") for sweep in sweeps)
     texts = []
     for n in sorted({sweep.cores for sweep in sweeps}, reverse=True):
-        peaks = sorted(
-            {f"{sweep.peak:.3g}": sweep.peak for sweep in sweeps if sweep.cores == n}.items(), key=itemgetter(1)
-        )
-        ends = " to ".join(dict.fromkeys((peaks[0][0], peaks[-1][0])))
-        texts.append(f"{n} core{'s' if n > 1 else ''}, peak {ends} {sweeps[0].unit}")
+        peaks = [sweep.peak for sweep in sweeps if sweep.cores == n]
+        ends = dict.fromkeys(f"{peak:.3g}" for peak in (min(peaks), max(peaks)))
+        texts.append(f"{n} core{'s' if n > 1 else ''}, peak {' to '.join(ends)} {sweeps[0].unit}")
     return "; ".join([f"{' and '.join(processors)}, {texts[0]}", *texts[1:]])
 
 

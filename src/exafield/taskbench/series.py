@@ -8,14 +8,16 @@ from exafield.engine import GraphEngine, mpi_job
 from exafield.run import RunError
 from exafield.store import StoreError, atomic_write
 from exafield.taskbench import metg_files, sweep
+from exafield.taskbench.experiments import EXPERIMENTS
 from exafield.taskbench.flags import GraphFlags
 from exafield.taskbench.metg import Sweep
 
 JSON = "metg.json"
-# What a series and its pictures are kept in.
+_CSV, _THRESHOLDS = "metg.csv", "metg_thresholds.csv"
+# All that a series leaves, pictures included.
 _RESULTS = (
-    JSON, "metg*.csv", "efficiency.png", "rate.png", "compare.png", "thresholds.png", "communication.png",
-    "imbalance.png", "metg_*.png",
+    JSON, _CSV, _THRESHOLDS, *(f"{name}.png" for name in ("efficiency", "rate", "compare", "thresholds", *EXPERIMENTS)),
+    *(f"metg_{name}.png" for name in EXPERIMENTS),
 )  # fmt: skip
 
 
@@ -38,17 +40,17 @@ class Kept:
         What an earlier series left in the folder goes with the first one, so that nothing there is of another.
         """
         if not self.sweeps:
-            for path in [path for pattern in _RESULTS for path in self._folder.glob(pattern)]:
+            for name in _RESULTS:
                 with suppress(OSError):
-                    path.unlink()
+                    (self._folder / name).unlink()
         self.sweeps.append(found)
         write(self._folder / JSON, metg_files.to_json(self.sweeps) + "\n")
 
     def tables(self) -> None:
         """Writes all files but pictures."""
         write(self._folder / JSON, metg_files.to_json(self.sweeps) + "\n")
-        write(self._folder / "metg.csv", metg_files.to_csv(self.sweeps))
-        write(self._folder / "metg_thresholds.csv", metg_files.thresholds_to_csv(self.sweeps))
+        write(self._folder / _CSV, metg_files.to_csv(self.sweeps))
+        write(self._folder / _THRESHOLDS, metg_files.thresholds_to_csv(self.sweeps))
 
     @contextmanager
     def saved(self) -> Iterator[None]:
